@@ -1,0 +1,98 @@
+"""Quality, random access and refusal of damage."""
+
+import io
+from collections.abc import Callable
+from dataclasses import replace
+
+import av
+import numpy as np
+import pytest
+
+from wamjax.data.episode import BadEpisode
+from wamjax.data.video import GOP, decode, encode
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / np.mean((a.astype(float) - b) ** 2)))
+
+
+def test_quality_and_size(make_scene: Callable[..., np.ndarray]) -> None:
+    frames = make_scene(40, seed=1, size=64)
+    video = encode(frames, 20.0)
+    decoded = decode(video)
+    assert decoded.dtype == np.uint8
+    assert decoded.shape == frames.shape
+    assert psnr(decoded, frames) > 38
+    assert len(video.data) * 12 < frames.nbytes
+
+
+@pytest.mark.parametrize("size", [(1, 1), (33, 47), (64, 64)])
+@pytest.mark.parametrize("frames", [1, 2, 31])
+@pytest.mark.parametrize("fps", [1, 29.97, 50 / 3])
+def test_frames_at_indices_are_those_of_the_whole(size: tuple[int, int], frames: int, fps: float) -> None:
+    rng = np.random.default_rng(0)
+    video = encode(rng.integers(0, 256, (frames, *size, 3), np.uint8), fps)
+    whole = decode(video)
+    assert whole.shape == (frames, *size, 3)
+    for _ in range(4):
+        indices = rng.integers(frames, size=5)
+        np.testing.assert_array_equal(decode(video, indices), whole[indices])
+    assert decode(video, []).shape == (0, *size, 3)
+
+
+def test_colours_survive() -> None:
+    for colour in ([255, 0, 0], [0, 255, 0], [0, 0, 255], [200, 30, 90], [0, 0, 0], [255, 255, 255]):
+        frames = np.broadcast_to(np.array(colour, np.uint8), (3, 32, 32, 3))
+        assert np.abs(decode(encode(frames, 10)).astype(int) - frames).max() <= 3
+
+
+def test_equal_input_gives_equal_bytes_and_short_gops(make_scene: Callable[..., np.ndarray]) -> None:
+    frames = make_scene(50, seed=2)
+    video = encode(frames, 20)
+    assert encode(frames, 20) == video
+    with av.open(io.BytesIO(video.data)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.is_keyframe and packet.size]
+    keys = sorted(round(packet.pts * packet.time_base * 20) for packet in packets)
+    assert keys[0] == 0
+    assert max(np.diff([*keys, 50])) <= GOP
+
+
+def test_truncated_video_is_refused(make_scene: Callable[..., np.ndarray]) -> None:
+    video = encode(make_scene(20, seed=3), 20)
+    needed = video.data.rindex(b"udta") - 4  # what follows is the name of the encoder only
+    for length in [*range(0, needed, 97), needed - 1]:
+        with pytest.raises(BadEpisode):
+            decode(replace(video, data=video.data[:length]))
+
+
+def test_damaged_video_is_refused_or_has_the_right_shape(make_scene: Callable[..., np.ndarray]) -> None:
+    video = encode(make_scene(20, seed=4), 20)
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(250):
+        data = bytearray(video.data)
+        data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        try:
+            assert decode(replace(video, data=bytes(data))).shape == (20, 32, 32, 3)
+        except BadEpisode:
+            refused += 1
+    assert refused > 80
+
+
+CHANGES = [{"frames": 21}, {"height": 64}, {"width": 16}, {"data": b""}, {"data": b"x" * 999}]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_wrong_video_is_refused(make_scene: Callable[..., np.ndarray], change: dict) -> None:
+    with pytest.raises(BadEpisode, match="video"):
+        decode(replace(encode(make_scene(20, seed=5), 20), **change))
+
+
+def test_wrong_arguments(make_scene: Callable[..., np.ndarray]) -> None:
+    video = encode(make_scene(4, seed=6), 20)
+    for indices in ([4], [-1], [0, 99]):
+        with pytest.raises(IndexError):
+            decode(video, indices)
+    for shape, dtype in [((2, 8, 8, 3), np.float32), ((2, 8, 8), np.uint8), ((0, 8, 8, 3), np.uint8)]:
+        with pytest.raises(ValueError, match="uint8"):
+            encode(np.zeros(shape, dtype), 20)

@@ -1,0 +1,1 @@
+"""The ``wamjax`` command: one module per verb, each thin (parse, call, print)."""

@@ -1,0 +1,1 @@
+"""Counting: parameters, floating-point operations, and what chips can do."""

@@ -1,0 +1,50 @@
+"""Files that appear under their name only when they are complete."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from wamjax.errors import UserError
+
+PARTIAL = ".partial"
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a hidden path beside `path` to write to; afterwards it is flushed to disk and renamed to `path`.
+
+    Whatever goes wrong inside, `path` stays as it was and nothing is left beside it (a killed process leaves
+    a file whose name ends in `PARTIAL`, which the next attempt overwrites).
+
+    Raises:
+        UserError: the disk is full.
+    """
+    partial = path.with_name(f".{path.name}{PARTIAL}")
+    try:
+        yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:  # ArrayRecord raises RuntimeError with the system's words
+        if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
+            raise UserError(f"the disk of {path.parent} is full: free space or write elsewhere") from error
+        raise
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` as JSON, completely or not at all."""
+    with replacing(path) as partial:
+        partial.write_text(json.dumps(content, indent=1))
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,240 @@
+"""From a store to training batches: a batch is a pure function of (store, clip, seed, step).
+
+A clip is one step t of one episode with the frames, state and actions around it; every step of every episode
+is a clip. The global order is position p = step * batch_size + row; the epoch p // clips has its own shuffle
+(Grain's index shuffle: arithmetic, no table of clips). Hence any number of processes, threads and restarts
+sees the same batches, each process reading only its own rows.
+"""
+
+import contextlib
+import functools
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from wamjax.data.episode import BadEpisode, Video
+from wamjax.data.store import EpisodeStore
+from wamjax.data.video import decode
+from wamjax.errors import UserError
+
+Batch = dict[str, np.ndarray]
+Tokenize = Callable[[str], np.ndarray]
+
+REDRAWS = 20  # bad clips in a row, after which the dataset itself is taken to be damaged
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """What a training sample holds.
+
+    Attributes:
+        cameras: names of the views, in the order of the view axis.
+        frame_offsets: steps from the clip's step to each of its frames; negative ones look back.
+        action_horizon: number of actions, the first being the one at the clip's step.
+        action: step field with the actions to learn.
+        state: step fields concatenated into the state vector.
+        images: "true", or "zero" for a policy that must do without seeing.
+    """
+
+    cameras: tuple[str, ...]
+    frame_offsets: tuple[int, ...] = (0, 4, 8)
+    action_horizon: int = 8
+    action: str = "action"
+    state: tuple[str, ...] = ("observation/cartesian_position", "observation/gripper_position")
+    images: str = "true"
+
+    def __post_init__(self) -> None:
+        if self.images not in ("true", "zero"):
+            raise UserError(f"clip.images is '{self.images}': use 'true' or 'zero'")
+        if not self.cameras or not self.frame_offsets or self.action_horizon < 1:
+            raise UserError("a clip needs at least one camera, one frame offset and one action")
+
+
+def batches(
+    store: EpisodeStore,
+    clip: ClipConfig,
+    *,
+    batch_size: int,
+    seed: int,
+    tokenize: Tokenize,
+    start_step: int = 0,
+    rows: slice | None = None,
+    cache_bytes: int = 512 << 20,
+    threads: int | None = None,
+) -> Iterator[Batch]:
+    """Endless batches from `start_step` on, prefetched by `threads` (default: the cores, at most 8).
+
+    Args:
+        store, clip: where the clips come from, and what each holds.
+        batch_size: rows of the global batch; may exceed the number of clips.
+        seed: of the shuffle, 0 .. 2**32 - 1.
+        tokenize: instruction -> vector (l,); called once per instruction.
+        rows: the rows of the global batch that this process wants (default: all).
+        cache_bytes: memory for decoded episodes.
+
+    Yields:
+        frames: uint8 (b, v, t, h, w, 3) at step + frame_offsets, the nearest one where the episode has none;
+        frame_mask: bool (b, t), False for those;
+        state: float32 (b, s), as recorded;
+        actions: float32 (b, horizon, a), as recorded, the last one repeated past the end;
+        action_mask: bool (b, horizon), False for the repeated ones;
+        language: float32 (b, l), the tokenised instruction ("" where there is none).
+
+    Raises:
+        UserError: a camera or field that the dataset lacks, or too many damaged episodes.
+    """
+    import grain  # here, because configs import this module and grain takes seconds
+
+    wanted = range(batch_size)[rows or slice(None)]
+    if not wanted or start_step < 0 or not 0 <= seed < 2**32:
+        raise UserError(f"batch_size={batch_size}, rows={rows}, start_step={start_step}, seed={seed}: "
+                        "ask for at least one row, a step of at least 0 and a seed of 0 .. 2**32 - 1")
+    reader = _ClipReader(store, clip, tokenize, cache_bytes)
+    threads = threads or min(8, os.cpu_count() or 1)
+    order = grain.MapDataset.range(reader.clips).shuffle(seed=seed)
+    steps = grain.MapDataset.range(start_step, sys.maxsize // batch_size)
+    load = functools.partial(_load, reader=reader, order=order, batch_size=batch_size, rows=wanted, seed=seed)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    return iter(steps.map(load).to_iter_dataset(options))
+
+
+def _load(
+    step: int, *, reader: "_ClipReader", order: Sequence[int], batch_size: int, rows: range, seed: int
+) -> Batch:
+    """The wanted rows of one step's batch; `order`, indexed past its length, is shuffled anew each epoch."""
+    positions = [step * batch_size + row for row in rows]
+    samples = [_draw(position, int(order[position]), reader, seed) for position in positions]
+    return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+
+def _draw(position: int, number: int, reader: "_ClipReader", seed: int) -> Batch:
+    """Clip `number`, or where it is damaged another one that depends on the seed and the position only."""
+    for attempt in range(REDRAWS):
+        key = (seed, position, attempt)
+        try:
+            return reader.read(number, key)
+        except BadEpisode as error:
+            redrawn = int(np.random.default_rng(key).integers(reader.clips))
+            _log.warning("sample %d: clip %d is replaced by clip %d: %s", position, number, redrawn, error)
+            number = redrawn
+    raise UserError(f"{REDRAWS} damaged clips in a row in {reader.store.folder}: collect the dataset again")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """An episode ready to cut: state (T, s), actions (T, a), and frames (v, T, h, w, 3) or the videos."""
+
+    state: np.ndarray
+    actions: np.ndarray
+    language: tuple[str, ...]
+    frames: np.ndarray | None
+    videos: tuple[Video, ...]
+
+
+class _ClipReader:
+    """Cuts clips out of a store, keeping decoded episodes in memory while there is room; safe for threads.
+
+    Clips are drawn uniformly, so no episode is likelier to return than another: once the cache is full it
+    keeps what it has (evicting could not raise the hit rate), and of the others only the clip is decoded.
+    """
+
+    def __init__(self, store: EpisodeStore, clip: ClipConfig, tokenize: Tokenize, cache_bytes: int):
+        self.store, self.clip = store, clip
+        self.size = _view_size(store, clip)
+        self.tokenize = functools.lru_cache(maxsize=4096)(lambda text: np.asarray(tokenize(text), np.float32))
+        self.starts = np.cumsum(np.concatenate([[0], store.lengths]))
+        self.clips = int(self.starts[-1])
+        self.offsets = np.array(clip.frame_offsets)
+        self.horizon = np.arange(clip.action_horizon)
+        vectors = sum(int(np.prod(store.fields[name]["shape"])) for name in (*clip.state, clip.action))
+        self._step_bytes = 4 * vectors + 3 * len(clip.cameras) * self.size[0] * self.size[1]
+        self._cache: dict[int, _Source] = {}
+        self._room = cache_bytes
+        self._lock = threading.Lock()
+
+    def read(self, number: int, key: tuple[int, ...]) -> Batch:
+        """Clip `number`; `key` decides which instruction is taken where the episode has several.
+
+        Raises:
+            BadEpisode: the episode or its video is damaged.
+        """
+        index = int(np.searchsorted(self.starts, number, side="right")) - 1
+        step = number - int(self.starts[index])
+        source = self._source(index)
+        frames, steps = step + self.offsets, step + self.horizon
+        last = len(source.actions) - 1
+        shown, taken = frames.clip(0, last), steps.clip(0, last)
+        whole = source.frames
+        return {
+            "frames": self._decode(source.videos, shown) if whole is None else whole[:, shown],
+            "frame_mask": frames == shown,
+            "state": source.state[step],
+            "actions": source.actions[taken],
+            "action_mask": steps == taken,
+            "language": self.tokenize(_instruction(source.language, key)),
+        }
+
+    def _source(self, index: int) -> _Source:
+        """Episode `index`, from the cache, or decoded as a whole if the cache has room for it."""
+        if (source := self._cache.get(index)) is not None:
+            return source
+        episode = self.store[index]
+        state = [_vectors(episode.steps[name]) for name in self.clip.state]
+        actions = _vectors(episode.steps[self.clip.action])
+        source = _Source(
+            state=np.concatenate([actions[:, :0], *state], axis=1),
+            actions=actions,
+            language=episode.language,
+            frames=None,
+            videos=tuple(episode.videos[camera] for camera in self.clip.cameras),
+        )
+        if (size := len(episode) * self._step_bytes) <= self._room:
+            # Damage elsewhere in the video must not decide about this clip, as it does not without a cache.
+            with contextlib.suppress(BadEpisode):
+                frames = self._decode(source.videos, np.arange(len(episode)))
+                source = replace(source, frames=frames, videos=())
+            with self._lock:
+                if index not in self._cache and size <= self._room:
+                    self._cache[index] = source
+                    self._room -= size
+        return source
+
+    def _decode(self, videos: Sequence[Video], indices: np.ndarray) -> np.ndarray:
+        """Frames (v, t, h, w, 3) at `indices` of every view."""
+        if self.clip.images == "zero":
+            return np.zeros((len(videos), len(indices), *self.size, 3), np.uint8)
+        return np.stack([decode(video, indices) for video in videos])
+
+
+def _view_size(store: EpisodeStore, clip: ClipConfig) -> tuple[int, int]:
+    """Height and width of the clip's views, after checking that the store has all that the clip asks for."""
+    for name in (*clip.state, clip.action):
+        if name not in store.fields:
+            known = ", ".join(store.fields) or "none"
+            raise UserError(f"no step field '{name}' in {store.folder}: choose among {known}")
+    for name in clip.cameras:
+        if name not in store.cameras:
+            known = ", ".join(store.cameras) or "none"
+            raise UserError(f"no camera '{name}' in {store.folder}: choose among {known}")
+    sizes = {store.cameras[name] for name in clip.cameras}
+    if len(sizes) > 1:
+        names = ", ".join(clip.cameras)
+        raise UserError(f"cameras {names} differ in size {sorted(sizes)}: choose cameras of one size")
+    return sizes.pop()
+
+
+def _vectors(array: np.ndarray) -> np.ndarray:
+    """A step field as float32 vectors (T, n)."""
+    return array.reshape(len(array), -1).astype(np.float32)
+
+
+def _instruction(language: tuple[str, ...], key: tuple[int, ...]) -> str:
+    if len(language) > 1:
+        return language[int(np.random.default_rng(key).integers(len(language)))]
+    return language[0] if language else ""

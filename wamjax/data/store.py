@@ -1,0 +1,274 @@
+"""The native episode store: a folder of ArrayRecord shards that processes fill together and threads read.
+
+    <split>-<name>.array_record   one record per episode (`episode.pack`), in groups of one for random access
+    <split>-<name>.json           written after its shard: what is in it, so that readers need not open it
+    dataset.json                  written last, by `finish`: the splits, fields, cameras and the fingerprint
+    statistics.json               exact statistics of the training split's fields
+
+Every file appears under its name only when it is complete (`files.replacing`), so a killed writer leaves
+nothing that looks finished, and its work can be resumed shard by shard.
+"""
+
+import hashlib
+import json
+import os
+import re
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from wamjax.data import statistics
+from wamjax.data.episode import JSON, BadEpisode, Episode, pack, unpack
+from wamjax.data.files import PARTIAL, replacing, sha256, write_json
+from wamjax.errors import UserError
+
+PathLike = str | os.PathLike[str]
+
+STORE_FORMAT = 1
+SHARD_SUFFIX = ".array_record"
+_WRITE_OPTIONS = "group_size:1,uncompressed"  # the videos, most of the bytes, are compressed already
+_READ_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # what ArrayRecord recommends for random access
+
+
+def finished_shard(folder: PathLike, split: str, name: str) -> bool:
+    """Whether the shard is complete, so that `write_shard` would keep it."""
+    return _read_sidecar(_shard_path(Path(folder), split, name)) is not None
+
+
+def write_shard(folder: PathLike, split: str, name: str, episodes: Iterable[Episode]) -> dict[str, Any]:
+    """Write one shard and return its description; a finished shard is kept, without looking at `episodes`.
+
+    Different shards may be written by different processes at once. A new shard makes the dataset unfinished
+    until `finish` is called again. `episodes` may be a generator; an exception in it leaves no shard behind.
+
+    Raises:
+        UserError: the disk is full, or a name has other characters than letters, digits, `_` (and `.`, `-`).
+        BadEpisode: the episodes differ in fields, cameras or fps, or one lacks the metadata `fps`.
+    """
+    folder = Path(folder)
+    shard = _shard_path(folder, split, name)
+    if (description := _read_sidecar(shard)) is not None:
+        return description
+    folder.mkdir(parents=True, exist_ok=True)
+    for outdated in (folder / "dataset.json", shard.with_suffix(".json")):
+        outdated.unlink(missing_ok=True)
+    with replacing(shard) as partial:
+        description = _write_records(partial, episodes)
+        description |= {"file": shard.name, "bytes": partial.stat().st_size, "sha256": sha256(partial)}
+    write_json(shard.with_suffix(".json"), description)
+    return description
+
+
+def finish(folder: PathLike, *, name: str | None = None) -> dict[str, Any]:
+    """Check that all shards fit together, then write statistics.json and dataset.json.
+
+    The statistics are those of the split `train`. Call it once, when no process writes shards any more.
+    Returns the content of dataset.json: format, name, fps, fields, cameras, splits, fingerprint.
+
+    Raises:
+        UserError: no episodes, no split `train`, or shards that differ in fields, cameras or fps.
+    """
+    folder = Path(folder)
+    shards: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob(f"*{SHARD_SUFFIX}")):
+        if (description := _read_sidecar(path)) is not None and description["episodes"]:
+            shards.setdefault(path.name.split("-", 1)[0], []).append(description)
+    if "train" not in shards:
+        raise UserError(f"no episodes of split 'train' in {folder}: run `wamjax data collect` to the end")
+    everything = [shard for parts in shards.values() for shard in parts]
+    first = everything[0]
+    for shard in everything:
+        if shard["schema"] != first["schema"]:
+            raise UserError(f"{shard['file']} in {folder} has {shard['schema']} where {first['file']} has "
+                            f"{first['schema']}: delete the shards that do not belong to the dataset")
+    hashes = "".join(f"{shard['file']}:{shard['sha256']}\n" for shard in everything)
+    dataset = {
+        "format": STORE_FORMAT,
+        "name": name or folder.resolve().name,
+        **first["schema"],
+        "splits": {split: _summary(parts) for split, parts in shards.items()},
+        "fingerprint": hashlib.sha256(hashes.encode()).hexdigest(),
+    }
+    train = EpisodeStore(folder, "train", dataset=dataset)
+    write_json(folder / "statistics.json", statistics.compute(train[i].steps for i in range(len(train))))
+    write_json(folder / "dataset.json", dataset)
+    for leftover in folder.glob(f".*{PARTIAL}"):
+        leftover.unlink(missing_ok=True)
+    return dataset
+
+
+class EpisodeStore:
+    """Random access to the episodes of one split of a finished dataset; picklable, and safe for threads.
+
+    `dataset` is the content of dataset.json for the time before that file is written.
+
+    Attributes:
+        folder, split, name: where it is and what it is called.
+        lengths: steps of each episode, int64 (episodes,).
+        fields: step field -> {"dtype", "shape" of one step}.
+        cameras: camera -> (height, width) in pixels.
+        fps: steps per second, Hz.
+        fingerprint: SHA-256 over all shards of all splits; equal for equal data.
+        splits: the names of the dataset's splits.
+
+    Raises:
+        UserError: no dataset, an unfinished one, an unknown split, or a shard that is missing or cut short.
+    """
+
+    def __init__(self, folder: PathLike, split: str = "train", *, dataset: dict[str, Any] | None = None):
+        self.folder, self.split = Path(folder), split
+        dataset = dataset or _read_dataset(self.folder)
+        self.splits = tuple(dataset["splits"])
+        if split not in self.splits:
+            raise UserError(f"no split '{split}' in {self.folder}: it has {', '.join(self.splits)}")
+        self.name: str = dataset["name"]
+        self.fields: dict[str, dict[str, Any]] = dataset["fields"]
+        self.cameras: dict[str, tuple[int, int]] = {k: (h, w) for k, [h, w] in dataset["cameras"].items()}
+        self.fps: float = dataset["fps"]
+        self._schema = {key: dataset[key] for key in ("fps", "fields", "cameras")}
+        self.fingerprint: str = dataset["fingerprint"]
+        self._shards: list[dict[str, Any]] = dataset["splits"][split]["shards"]
+        parts = [self._describe(shard) for shard in self._shards]
+        self.lengths = np.array([length for part in parts for length in part["lengths"]], np.int64)
+        self._metadata = [metadata for part in parts for metadata in part["metadata"]]
+        self._starts = np.cumsum([0] + [shard["episodes"] for shard in self._shards])
+        self._readers: dict[int, ArrayRecordReader] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """Number of episodes."""
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> Episode:
+        """Read episode `index`, 0 .. len - 1.
+
+        Raises:
+            BadEpisode: the record is damaged.
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"episode {index} of {len(self)}")
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        path = self.folder / self._shards[shard]["file"]
+        try:
+            record = self._reader(shard, path).read([int(index - self._starts[shard])])[0]
+        except RuntimeError as error:  # ArrayRecord's own checksums
+            raise BadEpisode(f"episode {index} cannot be read from {path}: {error}") from error
+        episode = unpack(record)
+        if len(episode) != self.lengths[index] or _schema(episode) != self._schema:
+            raise BadEpisode(f"episode {index} in {path} differs from its description in length or fields")
+        return episode
+
+    def metadata(self, index: int) -> dict[str, JSON]:
+        """The metadata of episode `index`, without reading the episode."""
+        return self._metadata[index]
+
+    @property
+    def statistics(self) -> statistics.Statistics:
+        """Those of the training split, as `statistics.compute` describes them."""
+        return json.loads((self.folder / "statistics.json").read_text())
+
+    def verify(self) -> None:
+        """Read every shard of the split and compare its SHA-256 with the one it was written with.
+
+        Raises:
+            UserError: a shard has changed.
+        """
+        for shard in self._shards:
+            if sha256(path := self.folder / shard["file"]) != shard["sha256"]:
+                raise UserError(f"{path} has changed since it was written: delete it and collect it again")
+
+    def _describe(self, shard: dict[str, Any]) -> dict[str, Any]:
+        path = self.folder / shard["file"]
+        description = _read_sidecar(path)
+        if description is None or description["sha256"] != shard["sha256"]:
+            raise UserError(f"{path} is missing, cut short or not the one in dataset.json: "
+                            "delete it and run `wamjax data collect` again")
+        return description
+
+    def _reader(self, shard: int, path: Path) -> ArrayRecordReader:
+        with self._lock:
+            if shard not in self._readers:
+                self._readers[shard] = ArrayRecordReader(str(path), _READ_OPTIONS)
+            return self._readers[shard]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in vars(self).items() if key not in ("_readers", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _readers={}, _lock=threading.Lock())
+
+
+def _write_records(path: Path, episodes: Iterable[Episode]) -> dict[str, Any]:
+    """Write the episodes' records to `path` and describe them."""
+    lengths, metadata, schema = [], [], None
+    writer = ArrayRecordWriter(str(path), _WRITE_OPTIONS)
+    try:
+        for episode in episodes:
+            if schema not in (None, found := _schema(episode)):
+                raise BadEpisode(f"episodes of one shard must look alike: {found} after {schema}")
+            schema = found
+            writer.write(pack(episode))
+            lengths.append(len(episode))
+            metadata.append(dict(episode.metadata))
+    finally:
+        writer.close()
+    return {"format": STORE_FORMAT, "episodes": len(lengths), "steps": sum(lengths), "lengths": lengths,
+            "schema": schema, "metadata": metadata}
+
+
+def _summary(shards: list[dict[str, Any]]) -> dict[str, Any]:
+    """A split's entry in dataset.json."""
+    keep = ("file", "episodes", "steps", "bytes", "sha256")
+    return {
+        "episodes": sum(shard["episodes"] for shard in shards),
+        "steps": sum(shard["steps"] for shard in shards),
+        "shards": [{key: shard[key] for key in keep} for shard in shards],
+    }
+
+
+def _schema(episode: Episode) -> dict[str, Any]:
+    """What all episodes of a dataset share."""
+    if not isinstance(fps := episode.metadata.get("fps"), int | float) or not fps > 0:
+        raise BadEpisode(f"an episode's metadata needs a positive 'fps', got {fps!r}")
+    return {
+        "fps": float(fps),
+        "fields": {name: {"dtype": array.dtype.name, "shape": list(array.shape[1:])}
+                   for name, array in sorted(episode.steps.items())},
+        "cameras": {name: [video.height, video.width] for name, video in sorted(episode.videos.items())},
+    }
+
+
+def _shard_path(folder: Path, split: str, name: str) -> Path:
+    if not re.fullmatch(r"\w+", split) or not re.fullmatch(r"[\w.-]+", name):
+        raise UserError(f"split '{split}', shard '{name}': use letters, digits, '_' (shards: and '.', '-')")
+    return folder / f"{split}-{name}{SHARD_SUFFIX}"
+
+
+def _read_sidecar(shard: Path) -> dict[str, Any] | None:
+    """The description of a shard, or None where the shard is not finished (or not the size it was)."""
+    try:
+        description = json.loads(shard.with_suffix(".json").read_text())
+        return description if shard.stat().st_size == description["bytes"] else None
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+
+
+def _read_dataset(folder: Path) -> dict[str, Any]:
+    path = folder / "dataset.json"
+    if not path.exists():
+        started = next(folder.glob(f"*{SHARD_SUFFIX}*"), None) if folder.is_dir() else None
+        state = "unfinished dataset" if started else "no dataset"
+        raise UserError(f"{state} in {folder}: run `wamjax data collect --out {folder}`"
+                        + (" again, it continues where it stopped" if started else ""))
+    try:
+        dataset = json.loads(path.read_text())
+        version = dataset["format"]
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error}): run `wamjax data collect --out {folder}`") from error
+    if version != STORE_FORMAT:
+        raise UserError(f"{path} has format {version}, this wamjax reads {STORE_FORMAT}: collect it again")
+    return dataset

@@ -1,0 +1,1 @@
+"""Building blocks shared by every network: token plans, attention, norms, linear maps, the joint stack."""

@@ -1,0 +1,35 @@
+"""Attention. `attention` is the only door; what stands behind it is chosen by platform, never by a flag in a block."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from wamjax.nn.tokens import TokenIds, TokenPlan, visible
+
+
+def attention(
+    q: Float[Array, "b q k h"],
+    k: Float[Array, "b n k h"],
+    v: Float[Array, "b n k h"],
+    plan: TokenPlan,
+    ids: TokenIds,
+) -> Float[Array, "b q k h"]:
+    """Softmax attention under the plan's visibility rule.
+
+    Keys and values cover the whole plan. Queries are its last `q` tokens; the earlier ones, if any, came out of a
+    cache. Rows that see nothing (absent tokens) return zeros. Scores and softmax are float32 whatever the inputs.
+
+    Raises:
+        ValueError: keys that do not cover the plan, or ids of another length.
+    """
+    if k.shape[1] != plan.length or ids.segment.shape[1] != plan.length:
+        raise ValueError(
+            f"the plan has {plan.length} tokens but keys have {k.shape[1]} and ids {ids.segment.shape[1]}"
+        )
+    mask = visible(plan, ids, q.shape[1])[:, None]
+    scores = jnp.einsum("bqkh,bnkh->bkqn", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
+    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    weights = jnp.where(mask, jax.nn.softmax(scores, axis=-1), 0.0)
+    return jnp.einsum("bkqn,bnkh->bqkh", weights.astype(v.dtype), v)

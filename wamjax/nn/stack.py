@@ -1,0 +1,183 @@
+"""The joint stack: transformer blocks of one or several experts that meet in attention.
+
+Every expert has its own weights and width; all share depth, heads and head size. Blocks are stacked on a leading
+layer axis and run by one scan, so that program size and compile time do not grow with depth.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
+
+from wamjax.nn.attention import attention
+from wamjax.nn.layers import Linear, TimeEmbedding, rms_norm
+from wamjax.nn.tokens import TokenIds, TokenPlan, at_times
+
+Tokens = dict[int, Float[Array, "b n d"]]
+"""Tokens of each expert present, in plan order."""
+
+Cache = dict[str, Float[Array, "layers b n k h"]]
+"""Keys ("k") and values ("v") of a sequence's first tokens."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Expert:
+    """Width of one expert and of its MLP's hidden layer."""
+
+    width: int
+    mlp: int
+
+
+@dataclasses.dataclass(frozen=True)
+class StackConfig:
+    """Shape of a joint stack.
+
+    Attributes:
+        layers, heads, head_dim: shared by all experts.
+        experts: one entry per expert.
+        remat: names of the points saved for the backward pass ("block_in", "attn_out", "mlp_hidden"); everything
+            between them is recomputed. None saves all activations.
+    """
+
+    layers: int
+    heads: int
+    head_dim: int
+    experts: tuple[Expert, ...]
+    remat: tuple[str, ...] | None = None
+
+
+class ExpertBlock(nn.Module):
+    """One expert's share of a block: projections into attention, and everything after it."""
+
+    expert: Expert
+    heads: int
+    head_dim: int
+
+    def setup(self) -> None:
+        inner = self.heads * self.head_dim
+        self.qkv = Linear(3 * inner)
+        self.attn_out = Linear(self.expert.width)
+        self.mlp_in = Linear(self.expert.mlp)
+        self.mlp_out = Linear(self.expert.width)
+        self.modulation = self.param("modulation", _initial_modulation, (6 * self.expert.width,))
+
+    def project(self, x: Array, rows: Array, time: Array) -> tuple[Array, Array, Array]:
+        """Queries, keys and values (b, n, k, h) of the modulated, normalised tokens."""
+        shift, scale = self._rows(rows, time)[:2]
+        qkv = self.qkv(_modulate(rms_norm(x), shift, scale))
+        q, k, v = jnp.split(qkv.reshape(*x.shape[:2], 3 * self.heads, self.head_dim), 3, axis=2)
+        return rms_norm(q), rms_norm(k), v
+
+    def merge(self, x: Array, attended: Array, rows: Array, time: Array) -> Array:
+        """Adds the attention result and the MLP, each through its gate."""
+        _, _, gate, shift, scale, mlp_gate = self._rows(rows, time)
+        attended = checkpoint_name(self.attn_out(attended.reshape(*x.shape[:2], -1)), "attn_out")
+        x = x + gate * attended
+        hidden = checkpoint_name(self.mlp_in(_modulate(rms_norm(x), shift, scale)), "mlp_hidden")
+        return x + mlp_gate * self.mlp_out(jax.nn.gelu(hidden, approximate=True))
+
+    def _rows(self, rows: Array, time: Array) -> list[Array]:
+        table = rows + self.modulation.astype(rows.dtype)
+        return [at_times(row, time) for row in jnp.split(table, 6, axis=-1)]
+
+
+class Block(nn.Module):
+    """One layer of the joint stack: every expert projects, all attend together, every expert merges."""
+
+    config: StackConfig
+
+    @nn.compact
+    def __call__(
+        self, tokens: Tokens, rows: dict[int, Array], ids: TokenIds, plan: TokenPlan, cache: Cache | None
+    ) -> tuple[Tokens, Cache]:
+        c = self.config
+        queries = sum(x.shape[1] for x in tokens.values())
+        times = _split(ids.time[:, plan.length - queries :], tokens)
+        experts = {e: ExpertBlock(c.experts[e], c.heads, c.head_dim, name=f"expert_{e}") for e in tokens}
+        tokens = {e: checkpoint_name(x, "block_in") for e, x in tokens.items()}
+        projected = [experts[e].project(x, rows[e], times[e]) for e, x in tokens.items()]
+        q, k, v = (jnp.concatenate(parts, axis=1) for parts in zip(*projected, strict=True))
+        if cache is not None:
+            k, v = (jnp.concatenate([cache[name], new], axis=1) for name, new in (("k", k), ("v", v)))
+        attended = _split(attention(q, k, v, plan, ids), tokens)
+        return {e: experts[e].merge(x, attended[e], rows[e], times[e]) for e, x in tokens.items()}, {"k": k, "v": v}
+
+
+class Stack(nn.Module):
+    """`layers` blocks in one scan.
+
+    Attributes:
+        config: the stack's shape.
+    """
+
+    config: StackConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Tokens,
+        sigma: Float[Array, "b m"],
+        ids: TokenIds,
+        plan: TokenPlan,
+        cache: Cache | None = None,
+    ) -> tuple[Tokens, Cache]:
+        """Runs the stack over the plan's last tokens.
+
+        Args:
+            tokens: embedded tokens of each expert, together the plan's last ones.
+            sigma: the samples' tables of noise times (1 = noise, 0 = clean), indexed by `ids.time`.
+            ids: ids of the whole plan, cached tokens included.
+            plan: the whole sequence.
+            cache: keys and values of the plan's first tokens.
+
+        Returns:
+            The transformed tokens, and the cache extended by them (it now covers the whole plan).
+        """
+        c = self.config
+        rows = {
+            e: TimeEmbedding(c.experts[e].width, name=f"time_{e}")(sigma).astype(x.dtype) for e, x in tokens.items()
+        }
+        block = Block(c, parent=None)
+        blocks = self.param("blocks", _init_blocks, block, tokens, rows, ids, plan, cache)
+
+        def layer(x: Tokens, params_and_cache: tuple[dict, Cache | None]) -> tuple[Tokens, Cache]:
+            params, layer_cache = params_and_cache
+            return block.apply({"params": params}, x, rows, ids, plan, layer_cache)
+
+        if c.remat is not None:
+            policy = jax.checkpoint_policies.save_only_these_names(*c.remat)
+            layer = functools.partial(jax.checkpoint, policy=policy, prevent_cse=False)(layer)
+        return jax.lax.scan(layer, tokens, (blocks, cache))
+
+
+def _init_blocks(key: Array, block: Block, tokens: Tokens, rows: Tokens, ids: TokenIds, plan: TokenPlan,
+                 cache: Cache | None) -> dict:
+    first = None if cache is None else jax.tree.map(lambda x: x[0], cache)
+    keys = jax.random.split(key, block.config.layers)
+    return jax.vmap(lambda one: block.init(one, tokens, rows, ids, plan, first)["params"])(keys)
+
+
+def _initial_modulation(key: Array, shape: tuple[int, ...]) -> Array:
+    """Shifts and scales start at zero, gates at one: the block starts as a plain pre-norm transformer block."""
+    del key
+    shift, scale, gate = jnp.zeros(shape[0] // 6), jnp.zeros(shape[0] // 6), jnp.ones(shape[0] // 6)
+    return jnp.concatenate([shift, scale, gate, shift, scale, gate])
+
+
+def _modulate(x: Array, shift: Array, scale: Array) -> Array:
+    return x * (1 + scale) + shift
+
+
+def _split(x: Array, like: Tokens) -> dict[int, Array]:
+    """Cuts the token axis into the experts' shares."""
+    parts, start = {}, 0
+    for expert, tokens in like.items():
+        parts[expert] = x[:, start : start + tokens.shape[1]]
+        start += tokens.shape[1]
+    return parts

@@ -1,0 +1,137 @@
+"""Token plans: what a sequence is made of, and who may see whom.
+
+A sequence is an ordered list of groups. What is known when a program is built (order, lengths, visibility) is a
+`TokenPlan`; what differs from sample to sample (segments, noise times) is a `TokenIds`. Masks, caches and FLOP
+counts are all read from these two, so there is no second place where visibility is written down.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """A run of consecutive tokens of one stream.
+
+    Attributes:
+        stream: what the tokens are ("language", "observation", "video", "action", ...).
+        length: number of tokens.
+        expert: index of the expert (a stack with its own weights and width) that processes them.
+        block: time or chunk index, for rules that depend on it.
+        causal: whether a token sees only itself and earlier tokens of its own group.
+    """
+
+    stream: str
+    length: int
+    expert: int = 0
+    block: int = 0
+    causal: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenPlan:
+    """The static part of a sequence: its groups in order and one group-by-group visibility relation.
+
+    Attributes:
+        groups: the groups, in sequence order; groups of one expert are neighbours.
+        visible: `visible[i][j]` is true when queries of group i may see keys of group j.
+    """
+
+    groups: tuple[Group, ...]
+    visible: tuple[tuple[bool, ...], ...]
+
+    def __post_init__(self) -> None:
+        experts = [group.expert for group in self.groups]
+        if experts != sorted(experts):
+            raise ValueError(f"groups of one expert must be neighbours, in the experts' order; got experts {experts}")
+        if len(self.visible) != len(self.groups) or any(len(row) != len(self.groups) for row in self.visible):
+            raise ValueError(f"the visibility relation must be {len(self.groups)} by {len(self.groups)}")
+
+    @classmethod
+    def from_rule(cls, groups: Sequence[Group], sees: Callable[[Group, Group], bool]) -> TokenPlan:
+        """Builds the plan whose relation is `sees(query_group, key_group)`."""
+        return cls(tuple(groups), tuple(tuple(bool(sees(q, k)) for k in groups) for q in groups))
+
+    @property
+    def length(self) -> int:
+        """Number of tokens."""
+        return sum(group.length for group in self.groups)
+
+    def expert_lengths(self, tokens: int | None = None) -> dict[int, int]:
+        """Number of tokens of each expert among the last `tokens` ones (default: all of them)."""
+        experts = np.repeat([g.expert for g in self.groups], [g.length for g in self.groups])
+        experts = experts[self.length - (self.length if tokens is None else tokens) :]
+        return {int(e): int((experts == e).sum()) for e in np.unique(experts)}
+
+    @functools.cached_property
+    def mask(self) -> np.ndarray:
+        """The dense visibility (n, n) without segments; for the reference attention and for counting."""
+        lengths = [group.length for group in self.groups]
+        owner = np.repeat(np.arange(len(lengths)), lengths)
+        dense = np.asarray(self.visible, bool).reshape(len(lengths), len(lengths))[owner][:, owner]
+        causal = np.asarray([group.causal for group in self.groups], bool)[owner]
+        inside = owner[:, None] == owner[None, :]
+        future = np.arange(len(owner))[None, :] > np.arange(len(owner))[:, None]
+        return dense & ~(inside & future & causal[:, None])
+
+    def pairs(self, queries: int | None = None) -> int:
+        """Exact number of (query, key) pairs that are visible, for the last `queries` tokens (default: all)."""
+        return int(self.mask[self.length - (self.length if queries is None else queries) :].sum())
+
+
+@struct.dataclass
+class TokenIds:
+    """The per-sample part of a sequence.
+
+    Attributes:
+        segment: (b, n) which packed sample a token belongs to; -1 marks an absent token. Tokens see only their segment.
+        time: (b, n) index of the token's noise time in the sample's table of times.
+    """
+
+    segment: Int[Array, "b n"]
+    time: Int[Array, "b n"]
+
+    @classmethod
+    def of(cls, plan: TokenPlan, batch: int, time_of: dict[str, int]) -> TokenIds:
+        """Ids of `batch` unpacked samples: one segment, and the time index that `time_of` gives each stream."""
+        row = np.concatenate([np.full(g.length, time_of[g.stream], np.int32) for g in plan.groups])
+        time = jnp.broadcast_to(jnp.asarray(row), (batch, plan.length))
+        return cls(segment=jnp.zeros_like(time), time=time)
+
+
+def visible(plan: TokenPlan, ids: TokenIds, queries: int) -> Bool[Array, "b q n"]:
+    """Who sees whom: the plan's relation and equal segments, for the plan's last `queries` tokens."""
+    relation = jnp.asarray(plan.mask[plan.length - queries :])
+    query_segment = ids.segment[:, plan.length - queries :, None]
+    return relation[None] & (query_segment == ids.segment[:, None, :]) & (query_segment >= 0)
+
+
+@jax.custom_vjp
+def at_times(table: Float[Array, "b m d"], time: Int[Array, "b n"]) -> Float[Array, "b n d"]:
+    """Reads each token's row of a per-time table.
+
+    The forward pass is a gather, which compilers fuse into whatever uses it, so that rows are not stored per token;
+    the backward pass is a product with a one-hot matrix instead of the gather's own scatter, which is slow everywhere.
+    """
+    return jnp.take_along_axis(table, time[..., None], axis=1)
+
+
+def _at_times_forward(table: Array, time: Array) -> tuple[Array, tuple[Array, int]]:
+    return at_times(table, time), (time, table.shape[1])
+
+
+def _at_times_backward(saved: tuple[Array, int], grad: Array) -> tuple[Array, None]:
+    time, times = saved
+    return jnp.einsum("bnm,bnd->bmd", jax.nn.one_hot(time, times, dtype=grad.dtype), grad), None
+
+
+at_times.defvjp(_at_times_forward, _at_times_backward)

@@ -1,0 +1,1 @@
+"""Policies: one file per system, and the contract they share."""

@@ -1,0 +1,148 @@
+"""The policy contract: what a trainer, a server, an evaluator and the FLOP counter may ask of any system.
+
+Everything is pure and jit-able. Noise is an argument (`Draws`), so that a run can be repeated and compared exactly.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import flax.linen as nn
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Float, Int, UInt8
+
+from wamjax.errors import UserError
+from wamjax.nn.tokens import TokenPlan
+
+Params = Any
+"""Nested dict of arrays."""
+
+Batch = Mapping[str, Array]
+"""What the loader yields; see `wamjax.data.pipeline`."""
+
+Encoded = dict[str, Array]
+"""A batch after the frozen networks: normalised clean streams and their masks."""
+
+
+@struct.dataclass
+class Draws:
+    """Everything random of one training step or one action.
+
+    Attributes:
+        sigma: noise time (b,) of each stream; empty when sampling.
+        noise: standard normal (b, n, c) of each stream.
+    """
+
+    sigma: dict[str, Float[Array, " b"]]
+    noise: dict[str, Float[Array, "b n c"]]
+
+
+@struct.dataclass
+class RolloutState:
+    """What a policy remembers of its sessions; every leaf leads with the session axis.
+
+    Attributes:
+        language: encoded instruction.
+        executed: actions executed so far.
+    """
+
+    language: Float[Array, "b l"]
+    executed: Int[Array, " b"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleShapes:
+    """Sizes of one training sample, which fix a policy's streams.
+
+    Attributes:
+        views: cameras. height, width: of a frame in pixels. future: frames after the current one.
+        horizon: actions in a chunk. state, action: their dimensions.
+    """
+
+    views: int
+    height: int
+    width: int
+    future: int
+    horizon: int
+    state: int
+    action: int
+
+    @classmethod
+    def of(cls, batch: Mapping[str, np.ndarray]) -> SampleShapes:
+        """Reads the sizes off a batch."""
+        _, views, times, height, width, _ = batch["frames"].shape
+        _, horizon, action = batch["actions"].shape
+        return cls(views, height, width, times - 1, horizon, batch["state"].shape[-1], action)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """One kind of forward pass through a network, for counting.
+
+    Attributes:
+        network: the module.
+        plan: the whole sequence; None for networks without tokens.
+        queries: how many of the plan's last tokens are computed (the others come from a cache).
+        repeats: how often it runs.
+        trained: whether a backward pass follows.
+    """
+
+    network: nn.Module
+    plan: TokenPlan
+    queries: int
+    repeats: int = 1
+    trained: bool = False
+
+
+class Policy(Protocol):
+    """A system of the field, as the rest of the house sees it."""
+
+    shapes: SampleShapes
+
+    def tokenize(self, text: str) -> np.ndarray:
+        """An instruction as the loader stores it in `batch["language"]` (l,)."""
+
+    def freeze(self, frames: UInt8[np.ndarray, "n h w 3"], statistics: Mapping[str, Mapping[str, np.ndarray]]) -> Params:
+        """The frozen parameters: encoders, decoders and normalisation statistics (of "state" and "action")."""
+
+    def init(self, key: Array) -> Params:
+        """Trainable parameters."""
+
+    def encode(self, frozen: Params, key: Array | None, batch: Batch) -> Encoded:
+        """Runs the frozen networks; `key` drives augmentation, None leaves it out."""
+
+    def draw(self, key: Array, encoded: Encoded) -> Draws:
+        """Noise times and noises of one training step."""
+
+    def loss(self, params: Params, frozen: Params, encoded: Encoded, draws: Draws) -> dict[str, tuple[Array, Array]]:
+        """Loss terms as (weighted sum, weight); the training loss is the sum of the terms' quotients."""
+
+    def reset(self, params: Params, frozen: Params, observation: Batch) -> RolloutState:
+        """Starts sessions with the observation's instructions."""
+
+    def observe(self, params: Params, frozen: Params, state: RolloutState, frames: Array | None,
+                executed: Array) -> RolloutState:
+        """Commits what really happened: frames seen and actions executed (b, e, a) since the last call."""
+
+    def draw_act(self, key: Array, sessions: int) -> Draws:
+        """The noise of one call of `act` or `imagine`."""
+
+    def act(self, params: Params, frozen: Params, state: RolloutState, observation: Batch, draws: Draws,
+            prefix: Float[Array, "b p a"] | None = None) -> tuple[Float[Array, "b h a"], RolloutState]:
+        """An action chunk in the robot's units; its first p actions are `prefix` where that is given."""
+
+    def imagine(self, params: Params, frozen: Params, state: RolloutState, observation: Batch,
+                draws: Draws) -> UInt8[Array, "b v t h w 3"]:
+        """The frames the policy expects."""
+
+    def passes(self, mode: str) -> list[Pass]:
+        """The network passes of one training step ("train", per sample) or one action chunk ("act")."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raises a UserError with `message` unless the condition holds."""
+    if not condition:
+        raise UserError(message)

@@ -1,0 +1,1 @@
+"""Meshes, and the rule that turns a parameter's path into a partition."""

@@ -1,0 +1,104 @@
+"""The device mesh, and where batches and parameters lie on it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from wamjax.errors import UserError
+
+BATCH_AXES = ("replica", "data", "fsdp")
+"""Axes over which samples are spread."""
+
+Rules = Sequence[tuple[str, tuple[str | None, ...]]]
+"""Parameter path (regular expression, first match wins) to the mesh axes of the dimensions."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; at most one may be -1, which takes the devices that are left.
+
+    Attributes:
+        replica: copies of the model that exchange gradients only (across slices).
+        data: copies inside a slice.
+        fsdp: over which parameters, gradients and optimizer state are spread.
+        context: over which long sequences are spread.
+        tensor: over which single matrices are spread.
+    """
+
+    replica: int = 1
+    data: int = -1
+    fsdp: int = 1
+    context: int = 1
+    tensor: int = 1
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """The mesh over all devices; a UserError where sizes and devices do not agree."""
+    devices = jax.devices() if devices is None else devices
+    sizes = dataclasses.asdict(config)
+    if any(size == 0 or size < -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
+        raise UserError(f"mesh sizes {sizes} must be positive, with at most one -1 for 'all that are left'")
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if len(devices) % fixed or (-1 not in sizes.values() and fixed != len(devices)):
+        raise UserError(f"a mesh of {sizes} does not fit {len(devices)} devices: set one of mesh.* to -1")
+    shape = tuple(size if size != -1 else len(devices) // fixed for size in sizes.values())
+    return jax.make_mesh(shape, tuple(sizes), axis_types=(AxisType.Auto,) * len(shape), devices=tuple(devices))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Samples spread over the batch axes."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def shardings(tree: Any, rules: Rules, mesh: Mesh) -> Any:
+    """The sharding of every leaf, by the first rule that its path matches.
+
+    A path is the leaf's keys joined by "/". The same table serves parameters, gradients, optimizer state and moving
+    averages, whose paths end alike. A dimension that its axes do not divide stays whole.
+    """
+
+    def place(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name = "/".join(_key(part) for part in path)
+        axes = next((axes for pattern, axes in rules if re.search(f"(^|/){pattern}$", name)), ())
+        axes = axes + (None,) * (leaf.ndim - len(axes)) if leaf.ndim >= len(axes) else (None,) * leaf.ndim
+        fits = [axis if axis and dim % mesh.shape[axis] == 0 else None for axis, dim in zip(axes, leaf.shape, strict=True)]
+        return NamedSharding(mesh, PartitionSpec(*fits))
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _key(part: Any) -> str:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(part, attribute):
+            return str(getattr(part, attribute))
+    return str(part)
+
+
+def process_rows(batch_size: int, mesh: Mesh) -> slice:
+    """The rows of the global batch that this process feeds; a UserError where the batch cannot be spread evenly."""
+    ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    if batch_size % ways:
+        raise UserError(f"train.batch_size {batch_size} is not a multiple of the {ways} ways the mesh spreads samples")
+    own, count = jax.process_index(), jax.process_count()
+    if batch_size % count:
+        raise UserError(f"train.batch_size {batch_size} is not a multiple of the {count} processes")
+    return slice(own * batch_size // count, (own + 1) * batch_size // count)
+
+
+def to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """This process's rows as global arrays spread over the batch axes."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}

@@ -1,0 +1,133 @@
+"""Checkpoints: one item holds everything a run needs to go on, or a policy to act.
+
+    <run>/checkpoints/<step>/state   train state (Orbax, asynchronous, any mesh)
+                             frozen  frozen parameters: codecs and normalisation statistics
+                             meta    JSON: configuration, sample shapes, data position, clock, what it was built from
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from wamjax.errors import UserError
+from wamjax.training.step import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one run folder.
+
+    Args:
+        run: the run folder.
+        keep: how many to keep.
+    """
+
+    def __init__(self, run: Path, keep: int = 2) -> None:
+        self.folder = (run / "checkpoints").resolve()
+        with naming_full_disk(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state", "frozen", "meta"))
+
+    @property
+    def latest(self) -> int | None:
+        """The step of the newest finished checkpoint."""
+        return self._manager.latest_step()
+
+    def path(self, step: int) -> Path:
+        """Where the checkpoint of a step lies."""
+        return self.folder / str(step)
+
+    def save(self, state: TrainState, frozen: Any, meta: dict[str, Any], step: int) -> None:
+        """Starts writing; the files appear under their name when complete."""
+        with naming_full_disk(self.folder):
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    frozen=ocp.args.StandardSave(frozen),
+                    meta=ocp.args.JsonSave(meta),
+                ),
+            )
+
+    def restore(self, step: int, state: TrainState, frozen: Any) -> tuple[TrainState, Any]:
+        """Reads a checkpoint into the shapes and shardings of `state` and `frozen`.
+
+        Raises:
+            UserError: leaves missing, unexpected or of another shape.
+        """
+        try:
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(state), frozen=ocp.args.StandardRestore(frozen)
+                ),
+            )
+        except (ValueError, KeyError) as error:
+            first = str(error).strip().splitlines()[0][:200]
+            raise UserError(
+                f"the checkpoint {self.path(step)} belongs to another policy or configuration: {first}"
+            ) from error
+        return restored["state"], restored["frozen"]
+
+    def params(self, step: int) -> tuple[Any, Any]:
+        """The averaged and the frozen parameters alone, as NumPy arrays, for acting."""
+        tree = self._manager.item_metadata(step)
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeRestore(
+                    item={"ema": jax.tree.map(lambda _: np.ndarray, tree["state"]["ema"])},
+                    restore_args={"ema": jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree["state"]["ema"])},
+                    partial_restore=True,
+                ),
+                frozen=ocp.args.PyTreeRestore(
+                    restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree["frozen"])
+                ),
+            ),
+        )
+        return restored["state"]["ema"], restored["frozen"]
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """The JSON part of a checkpoint."""
+        return self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))["meta"]
+
+    def wait(self) -> None:
+        """Waits until everything is written."""
+        with naming_full_disk(self.folder):
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and releases the folder."""
+        with naming_full_disk(self.folder):
+            self._manager.close()
+
+
+def fingerprint(tree: Any) -> str:
+    """A short hash of all leaves (paths, shapes, values), to tell what a run was initialised from."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        array = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)}{array.dtype}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def naming_full_disk(folder: Path) -> Iterator[None]:
+    """Turns "no space left" from whatever library into one clear line."""
+    try:
+        yield
+    except Exception as error:
+        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error)
+        if not full:
+            raise
+        raise UserError(f"the disk is full while writing {folder}: free some space and run the same command again") from error

@@ -1,0 +1,212 @@
+"""The training loop.
+
+Its order is a contract: evaluate, save (state and data position), next batch, dispatch step s, read the metrics of
+step s - 1. The host never waits for the device it has just fed, and a saved data position always fits the saved state.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from wamjax.compute.chips import peak
+from wamjax.compute.flops import of_passes, parameter_count
+from wamjax.errors import NonFiniteLoss, UserError
+from wamjax.policies.contract import Params, Policy
+from wamjax.sharding.mesh import Rules, process_rows, replicated, to_devices
+from wamjax.training.checkpoint import Checkpoints
+from wamjax.training.metrics import MetricWriter
+from wamjax.training.optimizer import OptimizerConfig, make_optimizer, schedule
+from wamjax.training.step import TrainState, abstract_state, init_state, make_step, make_validation
+
+Batches = Callable[[int, slice], Iterator[dict[str, np.ndarray]]]
+"""(first step, rows of this process) -> endless batches."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+        steps: length of the run.
+        batch_size: samples per step over all devices.
+        seed: of parameters, data order and noise.
+        optimizer: optimizer and schedule.
+        log_every, validate_every, checkpoint_every: in steps.
+        validation_batches: batches of one validation.
+        keep: checkpoints kept.
+    """
+
+    steps: int = 5000
+    batch_size: int = 32
+    seed: int = 0
+    optimizer: OptimizerConfig = OptimizerConfig()
+    log_every: int = 20
+    validate_every: int = 500
+    validation_batches: int = 4
+    checkpoint_every: int = 250
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "log_every", "validate_every", "checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name} is {getattr(self, name)}: it must be at least 1")
+
+
+def train(
+    policy: Policy,
+    frozen: Params,
+    config: TrainConfig,
+    *,
+    mesh: Mesh,
+    rules: Rules,
+    batches: Batches,
+    validation: Batches | None,
+    run: Path,
+    meta: dict[str, Any],
+) -> dict[str, Any]:
+    """Trains until `config.steps`, going on from the run folder's newest checkpoint.
+
+    Args:
+        policy: what to train. frozen: its frozen parameters.
+        mesh, rules: where arrays lie.
+        batches, validation: loaders.
+        run: folder for checkpoints and metrics.
+        meta: stored with every checkpoint.
+
+    Returns:
+        A summary: steps, flops, mfu, final_loss, parameters, wall_seconds, batch_size, peak_flops, peak_source.
+
+    Raises:
+        NonFiniteLoss: loss or gradient is not finite; names the last good checkpoint.
+    """
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    checkpoints = Checkpoints(run, config.keep)
+    frozen = jax.device_put(frozen, replicated(mesh))
+    state, frozen, clock = _start(policy, frozen, optimizer, config, mesh, rules, checkpoints)
+    first = int(state.step)
+    step_fn = make_step(policy, optimizer, config.optimizer.ema, config.seed, mesh, state)
+    rows = process_rows(config.batch_size, mesh)
+    loader = batches(first, rows)
+    validate = _validator(policy, config, mesh, validation, rows)
+    writer = MetricWriter(run, config.steps, first)
+    meter = _Meter(policy, config, first, clock, checkpoints)
+
+    def save(step: int) -> None:
+        state_meta = meta | {"data": {"next_step": step, "seed": config.seed}, "wall_seconds": meter.wall}
+        checkpoints.save(state, frozen, state_meta, step)
+
+    pending: dict[str, jax.Array] | None = None
+    try:
+        for step in range(first, config.steps):
+            if step > first and step % config.validate_every == 0:
+                writer.write(step, validate(state.ema, frozen))
+            if step > first and step % config.checkpoint_every == 0:
+                meter.read(step, pending, writer)  # never save a state whose gradient was not finite
+                pending = None
+                save(step)
+            batch = to_devices(next(loader), mesh)
+            state, metrics = step_fn(state, frozen, batch)
+            meter.read(step, pending, writer)
+            pending = metrics
+        meter.read(config.steps, pending, writer)
+        if checkpoints.latest != config.steps:
+            writer.write(config.steps, validate(state.ema, frozen))
+            save(config.steps)
+    finally:
+        checkpoints.close()
+        writer.close()
+    return meter.summary(state)
+
+
+def _start(policy: Policy, frozen: Params, optimizer: Any, config: TrainConfig, mesh: Mesh, rules: Rules,
+           checkpoints: Checkpoints) -> tuple[TrainState, Params, float]:
+    """The state to begin with, restored where there is a checkpoint, and the seconds already spent."""
+    if checkpoints.latest is None:
+        return init_state(policy, optimizer, config.seed, mesh, rules), frozen, 0.0
+    step = checkpoints.latest
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), frozen)
+    state, frozen = checkpoints.restore(step, abstract_state(policy, optimizer, mesh, rules), abstract)
+    print(f"going on from {checkpoints.path(step)}", flush=True)
+    return state, frozen, float(checkpoints.meta(step)["wall_seconds"])
+
+
+def _validator(policy: Policy, config: TrainConfig, mesh: Mesh, validation: Batches | None,
+               rows: slice) -> Callable[[Params, Params], dict[str, float]]:
+    """(averaged params, frozen) -> mean validation losses, always over the same batches and noise."""
+    if validation is None:
+        return lambda params, frozen: {}
+    loss = make_validation(policy, config.seed)
+
+    def run(params: Params, frozen: Params) -> dict[str, float]:
+        loader = validation(0, rows)
+        each = [loss(params, frozen, to_devices(next(loader), mesh)) for _ in range(config.validation_batches)]
+        return {f"validation/{name}": float(np.mean([float(one[name]) for one in each])) for name in each[0]}
+
+    return run
+
+
+class _Meter:
+    """Reads metrics one step late, guards against non-finite values, and keeps the clock."""
+
+    def __init__(self, policy: Policy, config: TrainConfig, first: int, clock: float, checkpoints: Checkpoints) -> None:
+        self._config, self._checkpoints, self._policy = config, checkpoints, policy
+        self._rate = schedule(config.optimizer, config.steps)
+        self._flops = of_passes(policy.passes("train")).total * config.batch_size
+        self._peak = peak()
+        self._before, self._began = clock, time.monotonic()
+        self._last_step, self._last_time = first, self._began
+        self._values: dict[str, float] = {}
+
+    @property
+    def wall(self) -> float:
+        """Seconds spent in this run, earlier starts included."""
+        return self._before + time.monotonic() - self._began
+
+    def read(self, step: int, metrics: dict[str, jax.Array] | None, writer: MetricWriter) -> None:
+        """Takes in the metrics that `step` steps ended with (None: nothing pending)."""
+        if metrics is None:
+            return
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+            self._stop(step, values)
+        self._values = values
+        if step % self._config.log_every == 0 or step == self._config.steps:
+            now = time.monotonic()
+            rate = (step - self._last_step) / max(now - self._last_time, 1e-9)
+            self._last_step, self._last_time = step, now
+            mfu = rate * self._flops / self._peak.flops
+            extra = {"learning_rate": float(self._rate(step - 1)), "steps_per_second": rate, "mfu": mfu, "seconds": self.wall}
+            writer.write(step, values | extra)
+
+    def summary(self, state: TrainState) -> dict[str, Any]:
+        """What the run spent and reached."""
+        steps = self._config.steps
+        return {
+            "steps": steps,
+            "flops": self._flops * steps,
+            "mfu": self._flops * steps / self.wall / self._peak.flops,
+            "final_loss": self._values.get("loss"),
+            "parameters": parameter_count(state.params),
+            "batch_size": self._config.batch_size,
+            "wall_seconds": self.wall,
+            "peak_flops": self._peak.flops,
+            "peak_source": self._peak.source,
+        }
+
+    def _stop(self, step: int, values: dict[str, float]) -> None:
+        self._checkpoints.wait()
+        latest = self._checkpoints.latest
+        good = "there is no checkpoint yet" if latest is None else f"the last good checkpoint is {self._checkpoints.path(latest)}"
+        raise NonFiniteLoss(
+            f"step {step}: loss {values['loss']} and gradient norm {values['grad_norm']} are not both finite; {good}. "
+            "Lower train.optimizer.learning_rate or look at the data, then start again"
+        )

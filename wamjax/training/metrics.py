@@ -1,0 +1,68 @@
+"""Metrics: a JSON line and TensorBoard scalars per record, and a line a person can read."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+
+class MetricWriter:
+    """Writes `metrics.jsonl` and TensorBoard events of a run, and prints progress.
+
+    Args:
+        run: the run folder.
+        steps: steps of the whole run, for the progress line.
+        start_step: records of this step or later, left by an interrupted run, are dropped.
+        print_every: seconds between printed lines.
+    """
+
+    def __init__(self, run: Path, steps: int, start_step: int, print_every: float = 10.0) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._path, self._steps, self._print_every = run / "metrics.jsonl", steps, print_every
+        self._printed = 0.0
+        _drop_from(self._path, start_step)
+        self._file = self._path.open("a")
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start_step or None)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Records the metrics of a step."""
+        self._file.write(json.dumps({"step": step, **{name: round(value, 7) for name, value in values.items()}}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+        if "loss" in values and (time.monotonic() - self._printed > self._print_every or step == self._steps):
+            self._printed = time.monotonic()
+            print(_line(step, self._steps, values), flush=True)
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        self._file.close()
+        self._board.close()
+
+
+def _line(step: int, steps: int, values: Mapping[str, float]) -> str:
+    rate = values["steps_per_second"]
+    left = (steps - step) / rate if rate else float("nan")
+    terms = " ".join(f"{name.removeprefix('loss/')} {value:.3f}" for name, value in values.items() if name.startswith("loss/"))
+    return (
+        f"step {step:>6}/{steps} {100 * step / steps:3.0f}%  loss {values['loss']:.3f} ({terms})  "
+        f"{rate:.2f} steps/s  MFU {100 * values['mfu']:.0f}%  {left / 60:.1f} min left"
+    )
+
+
+def _drop_from(path: Path, step: int) -> None:
+    """Keeps the records before `step`; a half-written last line goes too."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if record["step"] <= step:
+            kept.append(line + "\n")
+    path.write_text("".join(kept))
