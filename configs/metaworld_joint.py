@@ -11,8 +11,13 @@ def get_config() -> ConfigDict:
     return ConfigDict(
         {
             "name": "joint",
-            "policy": {"paradigm": "joint", "width": 160, "layers": 4, "heads": 4, "mlp": 480},
-            "clip": {"cameras": ("corner2", "gripperPOV"), "frame_offsets": (0, 4, 8), "action_horizon": 8},
-            "train": {"steps": 3600, "batch_size": 32, "optimizer": {"learning_rate": 1e-3}},
+            "policy": {"paradigm": "joint", "width": 128, "layers": 4, "heads": 4, "mlp": 384},
+            "clip": {
+                "cameras": ("corner2", "gripperPOV"),
+                "frame_offsets": (0, 4, 8),
+                "action_horizon": 8,
+                "images": "true",
+            },
+            "train": {"steps": 4200, "batch_size": 32, "optimizer": {"learning_rate": 1e-3}},
         }
     )

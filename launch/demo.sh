@@ -39,12 +39,17 @@ record() { # stage, seconds: appends to the account of where the time went
   printf '{"stage": "%s", "wall_seconds": %d}\n' "$1" "$2" >>"$out/stages.jsonl"
 }
 
+on_stop() { [ -z "${under_way:-}" ] || record "$under_way" $((SECONDS - started)); } # interrupted: count it too
+
 stage() { # name, title, command...: runs a command (which may start several jobs) as a timed stage
-  local name=$1 title=$2 started=$SECONDS status=0
+  local title=$2 status=0
+  under_way=$1
+  started=$SECONDS
   shift 2
   printf '\n== %s\n' "$title"
   "$@" || status=$?
-  record "$name" $((SECONDS - started))
+  record "$under_way" $((SECONDS - started))
+  under_way=''
   if [ "$status" != 0 ]; then
     printf 'error: the stage "%s" failed; finished work is kept: put it right and run the same command again\n' "$title" >&2
     exit "$status"
@@ -93,7 +98,7 @@ open_loop() { # variant: action error and the quality of the imagined video
 # --- The run ----------------------------------------------------------------------------------------------------
 
 record setup $((SECONDS - setup_started))
-stage collect "collecting episodes" job data collect --config "$(config demo)" --out "$out/data"
+stage collect "collecting episodes" job data collect --config "$(config joint)" --out "$out/data"
 if [ "$mode" = quick ]; then
   stage train "training joint" train joint
   stage evaluate "evaluating joint on held-out instances" evaluate joint held_out_b

@@ -25,7 +25,7 @@ hold() { # folder: takes the folder for this script; stops what a killed predece
   note_jobs
 }
 
-lock() { .venv/bin/python -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null; }
+lock() { "${python:-.venv/bin/python}" -c 'import fcntl; fcntl.flock(9, fcntl.LOCK_EX | fcntl.LOCK_NB)' 2>/dev/null; }
 
 note_jobs() { printf '%s\n%s\n' "$$" "${running[*]-}" >"$jobs_file"; }
 
@@ -67,9 +67,10 @@ stop_jobs() { # ends all jobs: politely, then not
   running=()
 }
 
-interrupted() { # signal number
+interrupted() { # signal number: ends everything, after on_stop where the script defines it
   trap - EXIT INT TERM HUP
   stop_jobs
+  if declare -F on_stop >/dev/null; then on_stop; fi
   printf '\nstopped; run the same command again to go on\n' >&2
   exit $((128 + $1))
 }

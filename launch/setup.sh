@@ -9,6 +9,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 venv=$PWD/.venv
+stamp=$venv/wamjax-setup
 log=$PWD/.cache/setup.log
 gl_packages=(libegl1 libgl1 libopengl0 libgl1-mesa-dri)
 say() { printf 'setup: %s\n' "$*"; }
@@ -57,12 +58,17 @@ make_venv() { # creates .venv, or replaces one that is broken or of another Pyth
 # --- Packages ---------------------------------------------------------------------------------------------------
 
 fingerprint() { # of all that decides what is installed; the folder too, since an editable install points at it
-  "$venv/bin/python" - "$constraints" <<'PY'
+  "$venv/bin/python" - <<'PY'
 import hashlib, os, sys
-files = ["setup.cfg", "pyproject.toml", "launch/setup.sh", sys.argv[1]]
+files = ["setup.cfg", "pyproject.toml", "launch/setup.sh", "constraints/py%d%d.txt" % sys.version_info[:2]]
 state = [sys.version.encode(), os.getcwd().encode(), *(open(name, "rb").read() for name in files)]
 print(hashlib.sha256(b"\0".join(state)).hexdigest())
 PY
+}
+
+finished() { # did an earlier set-up finish, and has nothing it depends on changed since?
+  [ -f "$stamp" ] && [ "$(fingerprint 2>/dev/null)" = "$(cat "$stamp")" ] &&
+    { [ -z "${PYTHON:-}" ] || [ "$(version "$PYTHON")" = "$(version "$venv/bin/python")" ]; }
 }
 
 install_packages() {
@@ -132,14 +138,12 @@ check_gl() {
   fi
 }
 
-mkdir -p "$(dirname "$log")"
-make_venv
-constraints=constraints/py$(version "$venv/bin/python" | tr -d .).txt
-stamp=$venv/wamjax-setup
-key=$(fingerprint)
-if [ "$(cat "$stamp" 2>/dev/null)" != "$key" ]; then
+if ! finished; then
+  mkdir -p "$(dirname "$log")"
+  make_venv
+  constraints=constraints/py$(version "$venv/bin/python" | tr -d .).txt
   install_packages
   check_gl
-  printf '%s\n' "$key" >"$stamp"
+  fingerprint >"$stamp"
 fi
 say "ready: $("$venv/bin/python" --version), .venv"

@@ -1,8 +1,8 @@
 """Configuration: from nested mappings (``configs/*.py``, JSON) to frozen dataclasses, and back.
 
-A configuration file defines ``get_config() -> ml_collections.ConfigDict``. The library never reads that mapping
-directly: each room declares a frozen dataclass and `build` fills it, so a misspelt key or a wrong type
-is found before anything runs.
+A configuration file defines ``get_config() -> ml_collections.ConfigDict``. The library never reads that
+mapping directly: each room declares a frozen dataclass and `build` fills it, so that a misspelt key or a
+wrong type is found before anything runs.
 """
 
 import ast

@@ -69,14 +69,14 @@ def test_damaged_video_is_refused_or_has_the_right_shape(make_scene: Callable[..
     video = encode(make_scene(20, seed=4), 20)
     rng = np.random.default_rng(0)
     refused = 0
-    for _ in range(250):
+    for _ in range(160):
         data = bytearray(video.data)
         data[rng.integers(len(data))] ^= 1 << rng.integers(8)
         try:
             assert decode(replace(video, data=bytes(data))).shape == (20, 32, 32, 3)
         except BadEpisode:
             refused += 1
-    assert refused > 80
+    assert refused > 50
 
 
 CHANGES = [{"frames": 21}, {"height": 64}, {"width": 16}, {"data": b""}, {"data": b"x" * 999}]

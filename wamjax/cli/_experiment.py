@@ -7,34 +7,40 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from wamjax import config as configuration
 from wamjax.data.pipeline import ClipConfig, batches
 from wamjax.data.store import EpisodeStore
 from wamjax.data.video import decode
+from wamjax.errors import UserError
 from wamjax.evaluation.collect import CollectConfig
+from wamjax.evaluation.runner import Trials
 from wamjax.policies.contract import SampleShapes
 from wamjax.policies.small_wam import SmallWAM, SmallWAMConfig
 from wamjax.sharding.mesh import MeshConfig
+from wamjax.training.checkpoint import Checkpoints
 from wamjax.training.loop import Batches, TrainConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """How a policy is tried out in closed loop, in the environments that the dataset was collected in.
+    """How a policy is tried out, on the tasks and in the environment that the dataset was collected in.
 
     Attributes:
         episodes_per_task: held-out instances of each task.
         execute: decisions of a chunk that are executed before the next is asked for.
         slots: episodes that run side by side, and the batch of the policy.
-        seed: of the sampling noise.
+        sampling_seed: of the policy's noise.
+        videos_per_task: episodes that are filmed.
     """
 
     episodes_per_task: int = 25
     execute: int = 4
     slots: int = 8
-    seed: int = 0
+    sampling_seed: int = 0
+    videos_per_task: int = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +66,12 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
     """Reads a configuration file (or a run's config.json) and applies `key=value` overrides."""
     complete = configuration.to_dict(configuration.build(Experiment, configuration.load(path)))
     return configuration.build(Experiment, configuration.override(complete, overrides))
+
+
+def trials(experiment: Experiment, seed_set: str) -> Trials:
+    """The closed-loop episodes of an experiment on a named set of seeds."""
+    options = dataclasses.asdict(experiment.evaluation)
+    return Trials(experiment.collect.tasks, experiment.collect.environment, seed_set, **options)
 
 
 def loader(store: EpisodeStore, experiment: Experiment, policy: SmallWAM) -> Batches:
@@ -107,3 +119,56 @@ def codec_frames(store: EpisodeStore, clip: ClipConfig, count: int = 1024) -> np
             chosen = np.unique(np.linspace(0, videos[camera].frames - 1, each).astype(int))
             frames.append(decode(videos[camera], chosen))
     return np.concatenate(frames)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A policy as a run left it: the averaged parameters of its newest checkpoint.
+
+    Attributes:
+        experiment: the run's configuration. policy: the policy. params, frozen: its parameters. step: of the checkpoint.
+    """
+
+    experiment: Experiment
+    policy: SmallWAM
+    params: Any
+    frozen: Any
+    step: int
+
+
+def trained(run: str | Path, overrides: Iterable[str] = ()) -> Trained:
+    """Loads the newest checkpoint of a run folder; `key=value` overrides change how it is used, not what it is.
+
+    Raises:
+        UserError: no run, no checkpoint, or parameters that the configuration does not describe.
+    """
+    folder = Path(run)
+    if not (folder / "checkpoints").is_dir():
+        raise UserError(f"{folder} holds no checkpoints: give the --out folder of `wamjax train`")
+    checkpoints = Checkpoints(folder)
+    step = checkpoints.latest
+    if step is None:
+        raise UserError(f"{folder} has no finished checkpoint yet: let `wamjax train` run until its first one")
+    meta = checkpoints.meta(step)
+    experiment = configuration.build(Experiment, configuration.override(meta["config"], overrides))
+    policy = SmallWAM(experiment.policy, configuration.build(SampleShapes, meta["shapes"]))
+    params, frozen = checkpoints.params(step)
+    checkpoints.close()
+    _check_structure(params, jax.eval_shape(policy.init, jax.random.key(0)), checkpoints.path(step))
+    return Trained(experiment, policy, params, frozen, step)
+
+
+def _check_structure(params: Any, expected: Any, path: Path) -> None:
+    """Every parameter there, none unexpected, all of the right shape."""
+
+    def shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+        return {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+    found, wanted = shapes(params), shapes(expected)
+    wrong = [name for name in found | wanted if found.get(name) != wanted.get(name)]
+    if wrong:
+        name = sorted(wrong)[0]
+        raise UserError(
+            f"{path} is the checkpoint of another policy: {len(wrong)} parameters differ, first {name} "
+            f"(there {found.get(name)}, expected {wanted.get(name)})"
+        )

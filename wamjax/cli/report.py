@@ -1,7 +1,7 @@
 """Draws the report of a run.
 
-Writes RUN_DIR/report.html (one self-contained page, for people) and RUN_DIR/report.json (for programs). The run may be
-unfinished; the page says what is missing.
+Writes RUN_DIR/report.html (one self-contained page, for people) and RUN_DIR/report.json (for programs).
+The run may be unfinished; the page says what is missing.
 """
 
 from __future__ import annotations

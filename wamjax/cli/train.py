@@ -25,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs the verb."""
+    from wamjax.training.host_memory import keep_freed_memory
+
+    keep_freed_memory()
     from wamjax import config as configuration
     from wamjax.cli import _experiment
     from wamjax.data.files import write_json

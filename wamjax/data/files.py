@@ -31,7 +31,7 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         partial.replace(path)
     except (OSError, RuntimeError) as error:  # ArrayRecord raises RuntimeError with the system's words
-        if getattr(error, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(error):
+        if os.strerror(errno.ENOSPC) in str(error):
             raise UserError(f"the disk of {path.parent} is full: free space or write elsewhere") from error
         raise
     finally:

@@ -104,6 +104,13 @@ def batches(
     return iter(steps.map(load).to_iter_dataset(options))
 
 
+def episode_clips(store: EpisodeStore, clip: ClipConfig, episode: int, tokenize: Tokenize) -> Batch:
+    """Every clip of one episode in order, as one batch (b = the episode's steps)."""
+    reader = _ClipReader(store, clip, tokenize, cache_bytes=sys.maxsize)
+    samples = [reader.read(number, (0, number)) for number in range(*reader.starts[episode : episode + 2])]
+    return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+
 def _load(
     step: int, *, reader: "_ClipReader", order: Sequence[int], batch_size: int, rows: range, seed: int
 ) -> Batch:

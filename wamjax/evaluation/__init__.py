@@ -1,1 +1,2 @@
-"""Environments behind one small interface, expert data collection, the closed-loop runner and image metrics."""
+"""Environments behind one small interface, expert data collection, the closed-loop runner and image
+metrics."""

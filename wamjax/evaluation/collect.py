@@ -1,9 +1,11 @@
-"""Collects scripted-expert episodes of simulated tasks into the native episode store, in parallel and resumably.
+"""Collects scripted-expert episodes of simulated tasks into the native episode store, in parallel and
+resumably.
 
-Training episodes are disturbed so that a policy learns to recover: the expert's action plus correlated noise is executed, and the
-clean action the expert wanted is the label. Validation episodes are undisturbed and come from held-out seeds.
-An episode is a pure function of (config, task, seed) and a shard of its seeds, so the number of processes does not matter and an
-interrupted collection continues at the first shard that is missing.
+Training episodes are disturbed so that a policy learns to recover: the expert's action plus correlated noise
+is executed, and the clean action the expert wanted is the label. Validation episodes are undisturbed and come
+from held-out seeds. An episode is a pure function of (config, task, seed) and a shard of its seeds, so the
+number of processes does not matter and an interrupted collection continues at the first shard that is
+missing.
 """
 
 from __future__ import annotations
@@ -13,7 +15,6 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import as_completed
 from dataclasses import dataclass, field
-from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -22,19 +23,19 @@ import numpy as np
 
 from wamjax.config import to_dict
 from wamjax.data.episode import Episode
+from wamjax.data.files import write_json
 from wamjax.data.store import finish, write_shard
 from wamjax.data.video import encode
 from wamjax.errors import UserError
-from wamjax.evaluation.environment import Environment, Observation, seeds_of
-from wamjax.evaluation.metaworld import MetaWorldConfig
-from wamjax.evaluation.processes import worker_pools
-
-DEMO_TASKS = ("button-press-topdown-v3", "drawer-open-v3", "door-open-v3", "window-open-v3")
+from wamjax.evaluation.environment import Environment, Observation, held_environment, seeds_of
+from wamjax.evaluation.metaworld import DEMO_TASKS, MetaWorldConfig
+from wamjax.evaluation.processes import progress_bar, worker_pools
 
 
 @dataclass(frozen=True)
 class NoiseConfig:
-    """How an episode of the expert is disturbed. Amplitudes are in units of the action, whose range is -1..1."""
+    """How an episode of the expert is disturbed. Amplitudes are in units of the action, whose range is
+    -1..1."""
 
     stds: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6)  # each episode draws one
     correlation: float = 0.6  # of an AR(1) process, from one decision to the next
@@ -56,7 +57,12 @@ class CollectConfig:
     environment: MetaWorldConfig = field(default_factory=MetaWorldConfig)
 
     def __post_init__(self) -> None:
-        if not self.tasks or self.episodes_per_task < 1 or self.shard_episodes < 1 or self.validation_episodes_per_task < 0:
+        if (
+            not self.tasks
+            or self.episodes_per_task < 1
+            or self.shard_episodes < 1
+            or self.validation_episodes_per_task < 0
+        ):
             raise UserError("collect needs at least one task, one episode per task and one episode per shard")
 
 
@@ -70,25 +76,30 @@ class Job:
 
 
 def jobs(config: CollectConfig) -> list[Job]:
-    """All shards of a dataset, tasks interleaved so that the slow ones do not end up together at the end."""
-    sets = {"train": ("train", config.episodes_per_task), "validation": ("held_out_a", config.validation_episodes_per_task)}
+    """All shards of a dataset, task by task: a process holds the environment of one task at a time."""
+    sets = {"train": ("train", config.episodes_per_task)}
+    if config.validation_episodes_per_task:
+        sets["validation"] = ("held_out_a", config.validation_episodes_per_task)
     found = []
-    for split, (seed_set, count) in sets.items():
-        seeds = seeds_of(seed_set, count) if count else []
-        for start in range(0, count, config.shard_episodes):
-            found += [Job(split, task, tuple(seeds[start : start + config.shard_episodes])) for task in config.tasks]
+    for task in config.tasks:
+        for split, (seed_set, count) in sets.items():
+            seeds = seeds_of(seed_set, count)
+            for start in range(0, count, config.shard_episodes):
+                found.append(Job(split, task, tuple(seeds[start : start + config.shard_episodes])))
     return found
 
 
-def collect(config: CollectConfig, out: Path, processes: int = 1, progress: bool = True) -> dict[str, dict[str, list[int]]]:
+def collect(
+    config: CollectConfig, out: Path, processes: int = 1, progress: bool = True
+) -> dict[str, dict[str, list[int]]]:
     """Collects the dataset into the folder `out`, or what is missing of it, and finishes it.
 
-    Returns {split: {task: [episodes kept, attempts]}}.
-    Errors (UserError): `out` holds a dataset of other settings, a full disk, no OpenGL library, a dead process.
+    Returns {split: {task: [episodes kept, attempts]}}. Errors (UserError): `out` holds a dataset of other
+    settings, a full disk, no OpenGL library, a dead process.
     """
     _claim(config, out)
     counts: dict[str, dict[str, list[int]]] = {}
-    with _progress_bar(progress) as bar, worker_pools(1, processes) as (pool,):
+    with progress_bar(progress) as bar, worker_pools(1, processes) as (pool,):
         todo = jobs(config)
         row = bar.add_task("collecting", total=sum(len(job.seeds) for job in todo))
         futures = {pool.submit(collect_shard, config, out, job): job for job in todo}
@@ -110,23 +121,20 @@ def collect_shard(config: CollectConfig, out: Path, job: Job) -> int:
 
 
 def _episodes(config: CollectConfig, noise: NoiseConfig, job: Job) -> Iterator[Episode]:
-    environment = _environment(config.environment, job.task)
+    environment = held_environment(config.environment, job.task)
     for seed in job.seeds:
         episode = record(environment, job.task, seed, noise, config.success_decisions)
         if episode is not None:
             yield episode
 
 
-@lru_cache(maxsize=None)
-def _environment(config: MetaWorldConfig, task: str) -> Environment:
-    """One environment per task and process: building one takes 30 times as long as resetting it."""
-    return config.make(task)
-
-
-def record(environment: Environment, task: str, seed: int, noise: NoiseConfig, success_decisions: int) -> Episode | None:
+def record(
+    environment: Environment, task: str, seed: int, noise: NoiseConfig, success_decisions: int
+) -> Episode | None:
     """One episode of the expert under noise, or None when it fails within the decision limit.
 
-    A step holds what was observed before a decision, the clean label, the action executed, and whether the decision succeeded.
+    A step holds what was observed before a decision, the clean label, the action executed, and whether the
+    decision succeeded.
     """
     random = np.random.default_rng([seed, zlib.crc32(task.encode())])
     environment.reset(seed)
@@ -140,18 +148,22 @@ def record(environment: Environment, task: str, seed: int, noise: NoiseConfig, s
         observation, action = environment.observe(), environment.expert_action()
         fresh = np.sqrt(1 - noise.correlation**2) * random.standard_normal(4)
         disturbance = noise.correlation * disturbance + fresh
-        executed = np.clip(action + scale * disturbance, environment.action_low, environment.action_high)
+        disturbed = np.clip(action + scale * disturbance, environment.action_low, environment.action_high)
+        executed = disturbed.astype(np.float32)  # exactly what is stored
         environment.step(executed)
         steps.append((observation, action, executed, environment.success))
         successes += environment.success
         if successes == success_decisions:
-            details = {"noise": {"std": std, "start_decisions": start}, "instance": list(environment.instance)}
+            details = {
+                "noise": {"std": std, "start_decisions": start},
+                "instance": list(environment.instance),
+            }
             return _episode(environment, steps, {"task": task, "seed": seed, **details})
     return None
 
 
 def _random_start(environment: Environment, noise: NoiseConfig, random: np.random.Generator) -> int:
-    """Sometimes moves the hand away from where every episode begins; returns the number of decisions spent."""
+    """Sometimes moves the hand away from where episodes begin; returns the number of decisions spent."""
     if random.random() >= noise.start_probability:
         return 0
     low, high = noise.start_decisions
@@ -165,7 +177,9 @@ def _random_start(environment: Environment, noise: NoiseConfig, random: np.rando
 
 
 def _episode(
-    environment: Environment, steps: list[tuple[Observation, np.ndarray, np.ndarray, bool]], details: dict[str, Any]
+    environment: Environment,
+    steps: list[tuple[Observation, np.ndarray, np.ndarray, bool]],
+    details: dict[str, Any],
 ) -> Episode:
     observations, actions, executed, success = (list(column) for column in zip(*steps, strict=True))
     state = np.stack([observation.state for observation in observations])
@@ -195,19 +209,16 @@ def _claim(config: CollectConfig, out: Path) -> None:
     """Notes the settings beside the shards, and refuses to add to a dataset collected with others."""
     note = out / "collect.json"
     settings = json.loads(json.dumps(to_dict(config)))
-    if note.exists():
+    if note.exists() and any(out.glob("*.array_record")):
         there = json.loads(note.read_text())
         if there != settings:
-            names = sorted(key for key in settings.keys() | there.keys() if settings.get(key) != there.get(key))
-            raise UserError(f"{out} was collected with other settings ({', '.join(names)}): choose another folder or delete it")
+            names = sorted(
+                key for key in settings.keys() | there.keys() if settings.get(key) != there.get(key)
+            )
+            changed = ", ".join(names)
+            raise UserError(
+                f"{out} was collected with other settings ({changed}): choose another folder or delete it"
+            )
         return
     out.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(settings, indent=1))
-
-
-def _progress_bar(shown: bool) -> Any:
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=Console(stderr=True), disable=not shown)
+    write_json(note, settings)

@@ -102,6 +102,10 @@ class Policy(Protocol):
 
     shapes: SampleShapes
 
+    @property
+    def imagines(self) -> bool:
+        """Whether `imagine` has a video to show."""
+
     def tokenize(self, text: str) -> np.ndarray:
         """An instruction as the loader stores it in `batch["language"]` (l,)."""
 
@@ -137,6 +141,9 @@ class Policy(Protocol):
     def imagine(self, params: Params, frozen: Params, state: RolloutState, observation: Batch,
                 draws: Draws) -> UInt8[Array, "b v t h w 3"]:
         """The frames the policy expects."""
+
+    def reconstruct(self, frozen: Params, frames: UInt8[Array, "*b h w 3"]) -> UInt8[Array, "*b h w 3"]:
+        """Frames after the frozen codec and back: the best that imagined frames can be."""
 
     def passes(self, mode: str) -> list[Pass]:
         """The network passes of one training step ("train", per sample) or one action chunk ("act")."""

@@ -44,7 +44,9 @@ class SmallWAMConfig:
         video_loss: factor of the video loss.
         shift_pixels: training frames are shifted by up to so many pixels, each camera by its own amount.
         state_noise: standard deviation of noise on the normalised state in training.
-        sampling_steps: Euler steps of each phase.
+        sampling_steps: Euler steps of each phase that leads to an action.
+        imagination_steps: the same for video that is to be looked at. One step gives the mean of the possible
+            futures, which has the least squared error; more give samples of them.
         remat: saved points of the backward pass, see `StackConfig`.
     """
 
@@ -61,6 +63,7 @@ class SmallWAMConfig:
     shift_pixels: int = 2
     state_noise: float = 0.05
     sampling_steps: int = 6
+    imagination_steps: int = 1
     remat: tuple[str, ...] | None = None
 
 
@@ -239,19 +242,30 @@ class SmallWAM:
     ) -> tuple[Float[Array, "b h a"], RolloutState]:
         """Denoises what the paradigm needs for an action chunk, in the robot's units."""
         known = {} if prefix is None else {"action": self._known_actions(frozen, prefix)}
-        sampled = self._denoise(params, self._prefill(params, frozen, state, observation), self._paradigm.act, draws, known)
+        cache, steps = self._prefill(params, frozen, state, observation), self.config.sampling_steps
+        sampled = self._denoise(params, cache, self._paradigm.act, steps, draws, known)
         return denormalise(frozen["action"], sampled["action"]), state
+
+    @property
+    def imagines(self) -> bool:
+        """Whether the paradigm has a video to imagine."""
+        return bool(self._paradigm.imagine)
 
     def imagine(
         self, params: Params, frozen: Params, state: RolloutState, observation: Batch, draws: Draws
     ) -> UInt8[Array, "b v t h w 3"]:
         """Denoises the future frames and decodes them."""
-        require(bool(self._paradigm.imagine), f"the paradigm '{self.config.paradigm}' has no video to imagine")
-        sampled = self._denoise(params, self._prefill(params, frozen, state, observation), self._paradigm.imagine, draws, {})
+        require(self.imagines, f"the paradigm '{self.config.paradigm}' has no video to imagine")
+        cache, steps = self._prefill(params, frozen, state, observation), self.config.imagination_steps
+        sampled = self._denoise(params, cache, self._paradigm.imagine, steps, draws, {})
         c, s = self.config.codec, self.shapes
         y, x = s.height // c.patch, s.width // c.patch
         latents = sampled["video"].reshape(-1, s.views, y, x, s.future, c.channels)
         return c.decode(frozen["codec"], jnp.moveaxis(latents, 4, 2))
+
+    def reconstruct(self, frozen: Params, frames: UInt8[Array, "*b h w 3"]) -> UInt8[Array, "*b h w 3"]:
+        """Frames after the codec and back."""
+        return self.config.codec.decode(frozen["codec"], self.config.codec.encode(frozen["codec"], frames))
 
     def passes(self, mode: str) -> list[Pass]:
         """Network passes of one training sample ("train") or one action chunk ("act")."""
@@ -291,10 +305,10 @@ class SmallWAM:
         return self.network.apply({"params": params}, inputs, jnp.zeros((batch, 3)), ids, plan)[1]
 
     def _denoise(
-        self, params: Params, cache: Cache, phases: Phases, draws: Draws, known: Mapping[str, tuple[Array, Array]]
+        self, params: Params, cache: Cache, phases: Phases, steps: int, draws: Draws, known: Mapping[str, tuple[Array, Array]]
     ) -> Streams:
         """Runs the phases one after another; what a phase made is committed to the cache for the next."""
-        nodes, done, result = sigma_nodes(self.config.sampling_steps), CONTEXT, {}
+        nodes, done, result = sigma_nodes(steps), CONTEXT, {}
         for index, phase in enumerate(phases):
             plan = self.plan(done + phase)
             batch = draws.noise[phase[0]].shape[0]

@@ -79,22 +79,8 @@ class Checkpoints:
         return restored["state"], restored["frozen"]
 
     def params(self, step: int) -> tuple[Any, Any]:
-        """The averaged and the frozen parameters alone, as NumPy arrays, for acting."""
-        tree = self._manager.item_metadata(step)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeRestore(
-                    item={"ema": jax.tree.map(lambda _: np.ndarray, tree["state"]["ema"])},
-                    restore_args={"ema": jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree["state"]["ema"])},
-                    partial_restore=True,
-                ),
-                frozen=ocp.args.PyTreeRestore(
-                    restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree["frozen"])
-                ),
-            ),
-        )
-        return restored["state"]["ema"], restored["frozen"]
+        """The averaged and the frozen parameters alone, as NumPy arrays, for acting; nothing else is read."""
+        return _read(self.path(step) / "state", "ema"), _read(self.path(step) / "frozen")
 
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON part of a checkpoint."""
@@ -109,6 +95,16 @@ class Checkpoints:
         """Waits and releases the folder."""
         with naming_full_disk(self.folder):
             self._manager.close()
+
+
+def _read(path: Path, key: str | None = None) -> Any:
+    """A saved tree, or one branch of it, as NumPy arrays."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        shapes = dict(reader.metadata(path).item_metadata.tree)
+        wanted = shapes if key is None else {key: shapes[key]}
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
+        restored = reader.restore(path, args=ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True))
+    return restored if key is None else restored[key]
 
 
 def fingerprint(tree: Any) -> str:

@@ -1,4 +1,4 @@
-"""The report of a run: ``report.json`` for programs and ``report.html`` for people, from what its folder holds.
+"""The report of a run, from what its folder holds: ``report.json`` for programs, ``report.html`` for people.
 
 `gather.read` collects the facts, `gather.facts` arranges them for machines and `page.render` draws them;
 `write` does all three.

@@ -1,7 +1,6 @@
 """Charts as inline SVG, coloured by classes of the page's style sheet, so that they follow light and dark.
 
-Every chart is drawn for one narrow column; the page lays several out side by side, so text keeps its size on a
-phone.
+Every chart is drawn for one narrow column; the page lays several side by side, and text keeps its size.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ MOST_POINTS = 300  # of a curve; more are averaged in runs
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """One bar: name, length, text at its end, class that colours it, and an interval in the unit of `value`."""
+    """One bar: name, length, text at its end, class that colours it, interval in the unit of `value`."""
 
     label: str
     value: float
@@ -70,50 +69,67 @@ def bars(rows: Sequence[Bar], *, maximum: float, title: str, width: int = 270) -
     return _svg("".join(parts), width, len(rows) * step, spoken)
 
 
-def curves(
-    lines: Sequence[Line], *, title: str, logarithmic: bool = True, width: int = 360, height: int = 230
-) -> Markup:
+@dataclasses.dataclass(frozen=True)
+class Axes:
+    """The frame of a curve chart: the ranges of the data and where they lie in the drawing."""
+
+    x_high: float
+    y_low: float
+    y_high: float
+    logarithmic: bool
+    width: int = 360
+    height: int = 230
+    left: int = 50
+    top: int = 8
+    right: int = 12
+    bottom: int = 34
+
+    def x(self, value: float) -> float:
+        """Horizontal place of a value."""
+        return self.left + (self.width - self.left - self.right) * value / self.x_high
+
+    def y(self, value: float) -> float:
+        """Vertical place of a value; values outside the range lie on its border."""
+        value = min(max(value, self.y_low), self.y_high)
+        low, high, v = (math.log(u) if self.logarithmic else u for u in (self.y_low, self.y_high, value))
+        return self.top + (self.height - self.top - self.bottom) * (high - v) / (high - low)
+
+    def points(self, x: np.ndarray, y: np.ndarray) -> str:
+        """A curve as the points of a polyline."""
+        return " ".join(f"{self.x(float(a)):.1f},{self.y(float(b)):.1f}" for a, b in zip(x, y, strict=True))
+
+    def draw(self) -> str:
+        """Grid lines and numbers."""
+        right, floor, parts = self.width - self.right, self.height - self.bottom, []
+        for tick in (log_ticks if self.logarithmic else ticks)(self.y_low, self.y_high):
+            y = self.y(tick)
+            parts.append(f'<path class="grid" d="M{self.left} {y:.1f}H{right}"/>')
+            parts.append(f'<text x="{self.left - 7}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
+        for tick in ticks(0, self.x_high, 3):
+            parts.append(
+                f'<text x="{self.x(tick):.1f}" y="{floor + 16}" text-anchor="middle">{tick:,.0f}</text>'
+            )
+        middle = (self.left + right) / 2
+        parts.append(f'<text x="{middle}" y="{self.height - 3}" text-anchor="middle">training step</text>')
+        return "".join(parts)
+
+
+def curves(lines: Sequence[Line], *, title: str, logarithmic: bool = True) -> Markup:
     """Curves over training steps: the raw values faint, their moving average on top.
 
     The vertical axis is logarithmic where all values are positive and `logarithmic` is set.
     """
-    drawn = [(line, *_thin(line.x, line.y)) for line in lines]
-    logarithmic = logarithmic and all(float(np.min(y)) > 0 for _, _, y in drawn)
-    left, top, right, bottom = 50, 8, 12, 34
-    x_high = max(float(x[-1]) for _, x, _ in drawn) or 1.0
-    smooth = [_smooth(y) for _, _, y in drawn]
-    y_low, y_high = _range([y for _, _, y in drawn], smooth, logarithmic)
-
-    def to_x(value: float) -> float:
-        return left + (width - left - right) * value / x_high
-
-    def to_y(value: float) -> float:
-        low, high, v = (math.log(u) if logarithmic else u for u in (y_low, y_high, value))
-        return top + (height - top - bottom) * min(max((high - v) / (high - low), 0.0), 1.0)
-
-    parts = []
-    for tick in log_ticks(y_low, y_high) if logarithmic else ticks(y_low, y_high):
-        y = to_y(tick)
-        parts.append(f'<path class="grid" d="M{left} {y:.1f}H{width - right}"/>')
-        parts.append(f'<text x="{left - 7}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    for tick in ticks(0, x_high, 3):
-        parts.append(
-            f'<text x="{to_x(tick):.1f}" y="{height - bottom + 16}" text-anchor="middle">{tick:,.0f}</text>'
-        )
-    parts.append(
-        f'<text x="{(left + width - right) / 2}" y="{height - 3}" text-anchor="middle">training step</text>'
-    )
-    for (line, x, y), average in zip(drawn, smooth, strict=True):
-        for values, css in ((y, "raw"), (average, "curve")):
-            points = " ".join(
-                f"{to_x(float(a)):.1f},{to_y(float(b)):.1f}" for a, b in zip(x, values, strict=True)
-            )
-            parts.append(f'<polyline class="{css} {line.css}" points="{points}"/>')
-    ends = (
-        f"{line.label} from {average[0]:.3g} to {average[-1]:.3g}"
-        for (line, _, _), average in zip(drawn, smooth, strict=True)
-    )
-    return _svg("".join(parts), width, height, f"{title} over training steps: " + ", ".join(ends))
+    raw = [_thin(line.x, line.y) for line in lines]
+    averages = [_smooth(y) for _, y in raw]
+    logarithmic = logarithmic and all(bool(np.all(y > 0)) for _, y in raw)
+    low, high = _range([y for _, y in raw], averages, logarithmic)
+    axes = Axes(max(float(x[-1]) for x, _ in raw) or 1.0, low, high, logarithmic)
+    parts, ends = [axes.draw()], []
+    for line, (x, y), average in zip(lines, raw, averages, strict=True):
+        parts.append(f'<polyline class="raw {line.css}" points="{axes.points(x, y)}"/>')
+        parts.append(f'<polyline class="curve {line.css}" points="{axes.points(x, average)}"/>')
+        ends.append(f"{line.label} from {average[0]:.3g} to {average[-1]:.3g}")
+    return _svg("".join(parts), axes.width, axes.height, f"{title} over training steps: " + ", ".join(ends))
 
 
 def ticks(low: float, high: float, about: int = 4) -> list[float]:
@@ -137,13 +153,14 @@ def log_ticks(low: float, high: float) -> list[float]:
 def _range(
     curves: Sequence[np.ndarray], averages: Sequence[np.ndarray], logarithmic: bool
 ) -> tuple[float, float]:
-    """Lowest and highest value to show: all of the averages, and the raw values but for rare spikes."""
+    """Lowest and highest value to show: all averages, and the raw values but for rare spikes."""
     raw, average = np.concatenate(curves), np.concatenate(averages)
     low = min(float(average.min()), float(np.percentile(raw, 0.5)))
     high = max(float(average.max()), float(np.percentile(raw, 99.5)))
     if logarithmic:
         return low / 1.06, high * 1.06
-    return min(low, 0.0), high + (0.06 * (high - low) or abs(high) or 1.0)
+    low, high = min(low, 0.0), max(high, 0.0)
+    return low, high + (0.06 * (high - low) or 1.0)
 
 
 def _thin(x: Sequence[float], y: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:

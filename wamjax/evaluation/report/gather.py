@@ -17,7 +17,7 @@ from wamjax.errors import UserError
 # The order in which variants are met everywhere on the page; unknown ones follow in alphabetical order.
 VARIANTS = ("joint", "representation_only", "inverse_dynamics", "action_only", "blind")
 REFERENCES = ("random", "expert")
-# The seed set never looked at while tuning; other evaluations of a variant are shown under names of their own.
+# The seed set never looked at while tuning; further evaluations of a variant have names of their own.
 HEADLINE = "held_out_b"
 
 
@@ -45,7 +45,7 @@ class Variant:
 
     @property
     def headline(self) -> str | None:
-        """The evaluation that is quoted for this variant: `HEADLINE`, else its first without swapped images."""
+        """The evaluation quoted for this variant: `HEADLINE`, else its first without swapped images."""
         usual = [name for name, record in self.evaluations.items() if record.get("images") != "swap"]
         return HEADLINE if HEADLINE in usual else next(iter(usual), None)
 
@@ -151,8 +151,8 @@ def facts(run: Run) -> dict[str, Any]:
 
     Keys: ``tasks.<task>.<actor>.{successes,episodes}``, ``mean_success.<actor>`` (fraction, mean over tasks),
     ``psnr.{imagined,copy_last}.<camera>`` (dB, of the first variant that imagines), ``wall_seconds.<stage>``,
-    ``train.<variant>.{steps,flops,mfu,final_loss}`` and ``versions``. An actor is a variant, ``random``, ``expert``,
-    or ``<variant>_<evaluation>`` (such as ``joint_swapped_images``). Parts that do not exist are empty.
+    ``train.<variant>.{steps,flops,mfu,final_loss}`` and ``versions``. An actor is a variant, ``random``,
+    ``expert``, or ``<variant>_<evaluation>`` (``joint_swapped_images``). Parts that do not exist are empty.
     """
     psnr = run.imagining.open_loop["psnr"] if run.imagining else {}
     return _finite(
@@ -208,7 +208,8 @@ def _variant(folder: Path, notes: list[str]) -> Variant:
 
 def _results(variants: Iterable[Variant]) -> list[Result]:
     """Headline evaluations of all variants, then the further ones."""
-    first, further = [], []
+    first: list[Result] = []
+    further: list[Result] = []
     for variant in variants:
         for name, record in variant.evaluations.items():
             is_headline = name == variant.headline

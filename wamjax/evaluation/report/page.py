@@ -1,4 +1,4 @@
-"""Draws the page of a run: one HTML file with its style, charts and videos inside, which loads nothing else."""
+"""Draws the page of a run: one HTML file that holds its style, charts and videos and loads nothing else."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
 from wamjax.evaluation.report import charts, videos
 from wamjax.evaluation.report.gather import Result, Run
@@ -58,7 +59,7 @@ def cards(run: Run) -> dict[str, list[Result]]:
     return {"policies": policies, "beside": [r for r in results if r not in policies]}
 
 
-def success_charts(run: Run) -> list[tuple[str, str]]:
+def success_charts(run: Run) -> list[tuple[str, Markup]]:
     """One bar chart per task: success of every actor with its interval."""
     found = []
     for task in run.tasks:
@@ -99,19 +100,19 @@ def reading(run: Run) -> list[str]:
         points = 100 * (lead.successes / lead.episodes - blind.successes / blind.episodes)
         said.append(
             f"The blind control, trained with its images zeroed, reaches {of(blind)}; {name(lead)} reaches "
-            f"{of(lead)}: {abs(points):.0f} points {'more' if points >= 0 else 'fewer'}. Only what lies above the "
-            "blind control says anything about seeing."
+            f"{of(lead)}: {abs(points):.0f} points {'more' if points >= 0 else 'fewer'}. Only what lies "
+            "above the blind control says anything about seeing."
         )
     else:
         said.append(
-            "The blind control (images zeroed) has not been run. Tasks like these can often be solved without "
-            "seeing, so these numbers alone say little about vision."
+            "The blind control (images zeroed) has not been run. Tasks like these can often be solved "
+            "without seeing, so these numbers alone say little about vision."
         )
     if swapped := next((r for r in run.results if r.record.get("images") == "swap"), None):
         said.append(
-            f"Shown the images of another episode of the same task, {label(swapped.variant)} reaches {of(swapped)}. "
-            "Such images also contradict the pose of the arm, so the difference overstates what seeing the objects "
-            "contributes."
+            f"Shown the images of another episode of the same task, {label(swapped.variant)} reaches "
+            f"{of(swapped)}. Such images also contradict the pose of the arm, so the difference overstates "
+            "what seeing the objects contributes."
         )
     return [*said, _ablation(lead, results.get("action_only"))]
 
@@ -127,12 +128,12 @@ def _ablation(lead: Result, ablation: Result | None) -> str:
     apart = low > other_high or other_low > high
     finding = "lie apart, from a single training each" if apart else "overlap: no difference is shown"
     return (
-        f"Without the video loss, action-only reaches {of(ablation)}; the intervals of {name(lead)} and action-only "
-        f"{finding}. No benefit of the video loss is claimed."
+        f"Without the video loss, action-only reaches {of(ablation)}; the intervals of {name(lead)} and "
+        f"action-only {finding}. No benefit of the video loss is claimed."
     )
 
 
-def learning_curves(run: Run) -> list[tuple[str, str]]:
+def learning_curves(run: Run) -> list[tuple[str, Markup]]:
     """One chart per logged quantity of `CURVES` that any variant has at least two finite values of."""
     found = []
     for key, title in CURVES:
@@ -202,7 +203,7 @@ def _shown(folder: Path, relative: str, run: Run, notes: list[str]) -> str | Non
     return uri
 
 
-def stage_chart(run: Run) -> str | None:
+def stage_chart(run: Run) -> Markup | None:
     """Wall time per stage."""
     if not run.stages:
         return None

@@ -1,0 +1,26 @@
+"""SmallWAM, joint prediction, six tasks: reach and push as well, more steps. Harder than the demo; hours on a processor.
+
+Reach shows its goal as a small ball and push needs contact at the right place, so neither forgives what the four
+tasks of the demo forgive. The noise of the demo's data collection is too strong for push; it is halved.
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from wamjax.config import load
+
+TASKS = (
+    *("button-press-topdown-v3", "drawer-open-v3", "door-open-v3", "window-open-v3"),
+    *("reach-v3", "push-v3"),
+)
+
+
+def get_config() -> ConfigDict:
+    """The experiment."""
+    config = load(Path(__file__).with_name("metaworld_joint.py"))
+    config.name = "joint_six"
+    config.policy.width, config.policy.mlp = 192, 576
+    config.train.steps = 20_000
+    config.collect = ConfigDict({"tasks": TASKS, "episodes_per_task": 200, "noise": {"stds": (0.0, 0.1, 0.2, 0.3)}})
+    return config

@@ -1,0 +1,112 @@
+"""Evaluate a trained policy, or a scripted actor, and write a JSON summary.
+
+Closed loop (the default): held-out instances of every task in simulation, with Wilson intervals.
+Open loop (--open-loop): action error, and imagined against recorded frames, on the dataset's validation split.
+
+  wamjax evaluate --checkpoint runs/demo/joint --data runs/demo/data --out joint.json
+  wamjax evaluate --actor expert --config configs/metaworld_joint.py --out expert.json
+
+A finished summary is kept: delete the file, or give another --out, to evaluate again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+HELP = "try a policy out, in simulation or against recorded episodes"
+
+OPEN_LOOP_BATCHES, OPEN_LOOP_BATCH, CLIPS = 8, 16, 4
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    who = parser.add_mutually_exclusive_group(required=True)
+    who.add_argument("--checkpoint", metavar="RUN", help="run folder of `wamjax train`")
+    who.add_argument("--actor", choices=("random", "expert"), help="a scripted actor instead of a policy")
+    parser.add_argument("--config", metavar="FILE", help="experiment file; needed with --actor")
+    parser.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[],
+                        help="change one key, e.g. --set evaluation.episodes_per_task=50 (repeatable)")
+    parser.add_argument("--data", metavar="DIR", help="training dataset; its instances are refused as test instances")
+    parser.add_argument("--seeds", default="held_out_b", metavar="SET",
+                        help="held_out_a (for tuning) or held_out_b (for reporting; the default)")
+    parser.add_argument("--images", default="true", choices=("true", "zero", "swap"),
+                        help="what the policy sees: its own images, black ones, or another instance's")
+    parser.add_argument("--open-loop", action="store_true", help="against recorded episodes instead of in simulation")
+    parser.add_argument("--processes", type=int, metavar="N", help="simulator processes (default: one per core)")
+    parser.add_argument("--out", required=True, metavar="FILE", help="JSON file to write")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs the verb."""
+    from wamjax.errors import UserError
+
+    out = Path(args.out)
+    if out.exists():
+        print(f"{out} is there already: {_headline(json.loads(out.read_text()))}")
+        return
+    if args.open_loop and not (args.checkpoint and args.data):
+        raise UserError("--open-loop needs --checkpoint and --data")
+    if args.actor and not args.config:
+        raise UserError("--actor needs --config: the experiment file that names tasks and environment")
+    summary = _open_loop(args, out) if args.open_loop else _closed_loop(args, out)
+    print(f"{_headline(summary)}; written to {out}")
+
+
+def _closed_loop(args: argparse.Namespace, out: Path) -> dict[str, Any]:
+    from wamjax.cli import _experiment
+    from wamjax.data.store import EpisodeStore
+    from wamjax.evaluation.policy_actor import PolicyActor
+    from wamjax.evaluation.runner import evaluate
+
+    store = EpisodeStore(args.data) if args.data else None
+    if args.actor:
+        experiment, variant = _experiment.load(args.config, args.overrides), args.actor
+    else:
+        loaded = _experiment.trained(args.checkpoint, args.overrides)
+        experiment, variant = loaded.experiment, loaded.experiment.name
+    trials = _experiment.trials(experiment, args.seeds)
+    actor: Any = args.actor
+    images = args.images
+    if not args.actor:
+        actor = PolicyActor(loaded.policy, loaded.params, loaded.frozen, trials.execute, trials.sampling_seed)
+        images = "zero" if experiment.clip.images == "zero" else args.images  # trained blind, tried out blind
+    return evaluate(actor, trials, variant=variant, images=images, processes=args.processes, store=store, out=out)
+
+
+def _open_loop(args: argparse.Namespace, out: Path) -> dict[str, Any]:
+    from wamjax.cli import _experiment
+    from wamjax.data.files import write_json
+    from wamjax.data.pipeline import batches, episode_clips
+    from wamjax.data.store import EpisodeStore
+    from wamjax.data.video import encode
+    from wamjax.evaluation.open_loop import Predictor, open_loop, side_by_side
+
+    loaded = _experiment.trained(args.checkpoint, args.overrides)
+    clip, store = loaded.experiment.clip, EpisodeStore(args.data, "validation")
+    predictor = Predictor(loaded.policy, loaded.params, loaded.frozen, video=loaded.policy.imagines)
+    loader = batches(store, clip, batch_size=OPEN_LOOP_BATCH, seed=0, tokenize=loaded.policy.tokenize)
+    summary = {"variant": loaded.experiment.name, **open_loop(predictor, loader, OPEN_LOOP_BATCHES, clip.cameras), "clips": []}
+    if loaded.policy.imagines:
+        for index in range(0, len(store), max(1, len(store) // CLIPS)):
+            film = side_by_side(predictor, episode_clips(store, clip, index, loaded.policy.tokenize), seed=index)
+            path = out.parent / f"clip_{index:02d}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode(film, store.fps).data)
+            summary["clips"].append(path.name)
+    write_json(out, summary)
+    return summary
+
+
+def _headline(summary: dict[str, Any]) -> str:
+    """One line about a summary."""
+    if "tasks" in summary:
+        low, high = summary["interval"]
+        return (f"{summary['variant']}: {summary['successes']} of {summary['episodes_total']} episodes succeeded "
+                f"(95% interval {100 * low:.0f}-{100 * high:.0f}%)")
+    parts = [f"{summary['variant']}: action error {summary['action_mae']:.3f}"]
+    for camera, value in summary.get("psnr", {}).get("imagined", {}).items():
+        parts.append(f"{camera} {value:.1f} dB imagined against {summary['psnr']['copy_last'][camera]:.1f} dB standing still")
+    return ", ".join(parts)
