@@ -1,4 +1,4 @@
-"""SmallWAM, joint prediction without sight: all images are black in training and evaluation. The control of every claim."""
+"""SmallWAM, joint prediction without sight: all images are black, in training and evaluation. The control."""
 
 from pathlib import Path
 

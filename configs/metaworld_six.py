@@ -1,4 +1,4 @@
-"""SmallWAM, joint prediction, six tasks: reach and push as well, more steps. Harder than the demo; hours on a processor.
+"""SmallWAM, joint prediction, six tasks: reach and push as well, more steps. Harder than the demo; takes hours.
 
 Reach shows its goal as a small ball and push needs contact at the right place, so neither forgives what the four
 tasks of the demo forgive. The noise of the demo's data collection is too strong for push; it is halved.

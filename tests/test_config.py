@@ -68,8 +68,7 @@ def test_to_dict_refuses_what_json_cannot_hold() -> None:
         ({"nam": "x"}, "unknown configuration key 'nam': did you mean 'name'?"),
         (
             {"train": {"steps": 1, "optimizer": {"learning_rat": 1}}},
-            "unknown configuration key 'train.optimizer.learning_rat': "
-            "did you mean 'train.optimizer.learning_rate'?",
+            "unknown configuration key 'train.optimizer.learning_rat': did you mean 'train.optimizer.learning_rate'?",
         ),
         ({"train": {}}, "configuration key 'train.steps' is missing: Train needs it"),
         ({"train": 3}, "configuration 'train' must be a section of keys, not 3"),

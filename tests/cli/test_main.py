@@ -44,9 +44,7 @@ def one_verb(monkeypatch: pytest.MonkeyPatch):
 
 def test_help_lists_every_verb_and_imports_nothing_heavy() -> None:
     code = "import sys; from wamjax.cli.main import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
-    code += (
-        "print(sorted({'jax', 'numpy', 'flax', 'av', 'mujoco', 'grain', 'matplotlib'} & set(sys.modules)))"
-    )
+    code += "print(sorted({'jax', 'numpy', 'flax', 'av', 'mujoco', 'grain', 'matplotlib'} & set(sys.modules)))"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=True)
     *page, imported = done.stdout.splitlines()

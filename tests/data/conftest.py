@@ -40,8 +40,10 @@ def episode(index: int, length: int, *, language: tuple[str, ...] | None = None)
             "action": rng.normal(size=(length, 4)).astype(np.float32),
             "success": step > length - 2,
         },
-        videos={camera: encode(scene(length, 100 * index + view), FPS)
-                for view, camera in enumerate(("corner2", "gripperPOV"))},
+        videos={
+            camera: encode(scene(length, 100 * index + view), FPS)
+            for view, camera in enumerate(("corner2", "gripperPOV"))
+        },
         language=(f"task {index % 3}",) if language is None else language,
         metadata={"fps": FPS, "seed": index, "instance": [index / 7, 0.5], "success": True},
     )

@@ -39,15 +39,18 @@ def test_video_only_episode() -> None:
     assert len(unpack(pack(episode))) == 7
 
 
-@pytest.mark.parametrize(("steps", "videos"), [
-    ({"a": np.zeros((3, 1)), "b": np.zeros((4, 1))}, {}),
-    ({"a": np.zeros((3, 1))}, {"c": Video(b"", 4, 2, 2)}),
-    ({"a": np.zeros((0, 1))}, {}),
-    ({}, {}),
-    ({"a": np.float32(1)}, {}),
-    ({"a": np.array(["text"])}, {}),
-    ({"a": np.array([object()])}, {}),
-])
+@pytest.mark.parametrize(
+    ("steps", "videos"),
+    [
+        ({"a": np.zeros((3, 1)), "b": np.zeros((4, 1))}, {}),
+        ({"a": np.zeros((3, 1))}, {"c": Video(b"", 4, 2, 2)}),
+        ({"a": np.zeros((0, 1))}, {}),
+        ({}, {}),
+        ({"a": np.float32(1)}, {}),
+        ({"a": np.array(["text"])}, {}),
+        ({"a": np.array([object()])}, {}),
+    ],
+)
 def test_contradicting_parts_are_refused(steps: dict, videos: dict) -> None:
     with pytest.raises(BadEpisode):
         Episode(steps=steps, videos=videos)

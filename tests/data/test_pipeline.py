@@ -51,9 +51,11 @@ def test_every_clip_is_what_the_episode_holds(store: EpisodeStore, episodes: lis
     for batch in take(store, 14, clip):
         shapes = {name: (array.dtype.name, array.shape) for name, array in batch.items()}
         assert shapes == {
-            "frames": ("uint8", (8, 2, 4, 32, 32, 3)), "frame_mask": ("bool", (8, 4)),
+            "frames": ("uint8", (8, 2, 4, 32, 32, 3)),
+            "frame_mask": ("bool", (8, 4)),
             "state": ("float32", (8, 4)),
-            "actions": ("float32", (8, 4, 4)), "action_mask": ("bool", (8, 4)),
+            "actions": ("float32", (8, 4, 4)),
+            "action_mask": ("bool", (8, 4)),
             "language": ("float32", (8, 2)),
         }
         for row, (index, step) in enumerate(clips([batch])):
@@ -76,7 +78,7 @@ def test_each_epoch_visits_each_clip_once_in_another_order(store: EpisodeStore) 
     total = int(store.lengths.sum())
     everything = sorted((i, t) for i, length in enumerate(store.lengths) for t in range(length))
     found = clips(take(store, 3, batch_size=total))
-    epochs = [found[i * total:(i + 1) * total] for i in range(3)]
+    epochs = [found[i * total : (i + 1) * total] for i in range(3)]
     assert all(sorted(epoch) == everything for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2] != epochs[0]
     assert clips(take(store, 1, batch_size=total, seed=4)) != epochs[0]
@@ -94,8 +96,10 @@ def test_resuming_is_no_interruption(store: EpisodeStore, start: int) -> None:
 def test_rows_of_all_processes_are_the_global_batch(store: EpisodeStore, processes: int) -> None:
     size = 8 // processes
     parts = [take(store, 9, rows=slice(p * size, (p + 1) * size)) for p in range(processes)]
-    joined = [{k: np.concatenate([p[k] for p in parts_of_step]) for k in parts_of_step[0]}
-              for parts_of_step in zip(*parts, strict=True)]
+    joined = [
+        {k: np.concatenate([p[k] for p in parts_of_step]) for k in parts_of_step[0]}
+        for parts_of_step in zip(*parts, strict=True)
+    ]
     assert_same(joined, take(store, 9))
 
 
@@ -145,7 +149,7 @@ def damaged_store(
 def late_damage(data: bytes) -> bytes:
     """Destroys the end of the pictures' bytes, so that the first frames can still be decoded."""
     start = data.index(b"mdat") + 4
-    end = start - 8 + int.from_bytes(data[start - 8:start - 4], "big")
+    end = start - 8 + int.from_bytes(data[start - 8 : start - 4], "big")
     cut = end - (end - start) // 8
     return data[:cut] + b"\xff" * (end - cut) + data[end:]
 
@@ -205,11 +209,14 @@ def test_fuzzed_records_are_redrawn(tmp_path: Path, episodes: list[Episode]) -> 
     assert_same(found, take(EpisodeStore(tmp_path), 14, threads=4, cache_bytes=0))
 
 
-@pytest.mark.parametrize(("change", "message"), [
-    ({"cameras": ("wrist",)}, "no camera 'wrist' in .*: choose among corner2, gripperPOV"),
-    ({"action": "torque"}, "no step field 'torque' in .*: choose among action, "),
-    ({"state": ("action", "pose")}, "no step field 'pose'"),
-])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cameras": ("wrist",)}, "no camera 'wrist' in .*: choose among corner2, gripperPOV"),
+        ({"action": "torque"}, "no step field 'torque' in .*: choose among action, "),
+        ({"state": ("action", "pose")}, "no step field 'pose'"),
+    ],
+)
 def test_what_the_dataset_lacks(store: EpisodeStore, change: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         take(store, 1, replace(CLIP, **change))

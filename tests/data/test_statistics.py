@@ -8,12 +8,15 @@ from wamjax.data.statistics import compute
 def test_statistics_are_exact() -> None:
     rng = np.random.default_rng(0)
     lengths = [3, 1, 500, 47]
-    episodes = [{
-        "vector": (rng.standard_cauchy((n, 3)) * [1, 1e-3, 1e3] + [0, 5, 1e4]).astype(np.float32),
-        "scalar": rng.integers(-1000, 1000, n),
-        "flag": rng.random(n) > 0.3,
-        "matrix": rng.normal(size=(n, 2, 2)),
-    } for n in lengths]
+    episodes = [
+        {
+            "vector": (rng.standard_cauchy((n, 3)) * [1, 1e-3, 1e3] + [0, 5, 1e4]).astype(np.float32),
+            "scalar": rng.integers(-1000, 1000, n),
+            "flag": rng.random(n) > 0.3,
+            "matrix": rng.normal(size=(n, 2, 2)),
+        }
+        for n in lengths
+    ]
     result = compute(iter(episodes))
     assert set(result) == {"vector", "scalar", "flag", "matrix"}
     for name, entry in result.items():
@@ -22,9 +25,12 @@ def test_statistics_are_exact() -> None:
         assert entry["count"] == sum(lengths)
         assert entry["min"] == values.min(0).tolist()
         assert entry["max"] == values.max(0).tolist()
-        for key, expected in {"mean": values.mean(0), "std": values.std(0),
-                              "q01": np.quantile(values, 0.01, axis=0),
-                              "q99": np.quantile(values, 0.99, axis=0)}.items():
+        for key, expected in {
+            "mean": values.mean(0),
+            "std": values.std(0),
+            "q01": np.quantile(values, 0.01, axis=0),
+            "q99": np.quantile(values, 0.99, axis=0),
+        }.items():
             np.testing.assert_allclose(entry[key], expected, rtol=1e-12)
 
 

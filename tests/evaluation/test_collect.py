@@ -86,9 +86,7 @@ def test_the_same_seed_gives_the_frames_of_the_recorded_state(folder: Path) -> N
         observation = environment.observe()
         for view in range(2):
             assert abs(recorded[view][t].astype(int) - observation.frames[view]).mean() < 4
-        np.testing.assert_array_equal(
-            episode.steps["observation/cartesian_position"][t], observation.state[:3]
-        )
+        np.testing.assert_array_equal(episode.steps["observation/cartesian_position"][t], observation.state[:3])
         environment.step(episode.steps["action_executed"][t])
 
 

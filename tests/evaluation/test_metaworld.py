@@ -122,9 +122,7 @@ def test_frames_are_upright(drawer: MetaWorld) -> None:
         model.geom_rgba[:] = before
 
 
-def test_leaving_out_unseen_geoms_changes_no_pixel(
-    drawer: MetaWorld, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_leaving_out_unseen_geoms_changes_no_pixel(drawer: MetaWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     drawer.reset(2)
     for _ in range(6):
         quick = drawer.observe().frames
@@ -161,9 +159,7 @@ def test_observations_have_the_promised_form(drawer: MetaWorld) -> None:
 
 
 def test_mistakes_are_explained(drawer: MetaWorld) -> None:
-    with pytest.raises(
-        UserError, match="unknown Meta-World task 'draw-open-v3'; did you mean 'drawer-open-v3'"
-    ):
+    with pytest.raises(UserError, match="unknown Meta-World task 'draw-open-v3'; did you mean 'drawer-open-v3'"):
         MetaWorldConfig().make("draw-open-v3")
     with pytest.raises(UserError, match=r"no camera 'wrist'; it has .*gripperPOV"):
         MetaWorldConfig(cameras=("wrist",)).make("drawer-open-v3")
@@ -205,13 +201,9 @@ def test_an_opengl_that_does_not_work_is_one_line(backend: str) -> None:
         "cli.parse = lambda argv: __import__('argparse').Namespace(run=run)\n"
         "raise SystemExit(cli.main([]))\n"
     )
-    env = {
-        k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY", "PYOPENGL_PLATFORM")
-    }
+    env = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY", "PYOPENGL_PLATFORM")}
     env |= {"MUJOCO_GL": backend, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code], env=env, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], env=env, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert f"wamjax: error: MuJoCo cannot render with MUJOCO_GL={backend}" in done.stderr

@@ -37,9 +37,7 @@ def movie(path: Path, seed: int, width: int = 128, height: int = 64) -> None:
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for t in range(24):
             disc = (x - 20 - 3 * t - seed % 17) ** 2 + (y - height / 2 - 12 * np.sin(t / 4)) ** 2 < 90
-            image = np.stack([90 + 60 * disc, 110 + x // 2 - 50 * disc, 130 + y - 60 * disc], -1).astype(
-                np.uint8
-            )
+            image = np.stack([90 + 60 * disc, 110 + x // 2 - 50 * disc, 130 + y - 60 * disc], -1).astype(np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
 
@@ -49,9 +47,7 @@ def put(path: Path, value: object) -> None:
     path.write_text(json.dumps(value))
 
 
-def put_evaluation(
-    path: Path, variant: str, counts: tuple[int, ...], images: str = "true", recorded: int = 0
-) -> None:
+def put_evaluation(path: Path, variant: str, counts: tuple[int, ...], images: str = "true", recorded: int = 0) -> None:
     """An evaluation of 25 episodes per task, the first `recorded` of each with a video."""
     episodes, tasks = [], {}
     for task, successes in zip(TASKS, counts, strict=True):
@@ -62,9 +58,7 @@ def put_evaluation(
             if video:
                 movie(path.parent / video, seed=i)
             success = not 3 <= i < 28 - successes
-            episodes.append(
-                {"task": task, "seed": 20_000 + i, "success": success, "decisions": 20 + i, "video": video}
-            )
+            episodes.append({"task": task, "seed": 20_000 + i, "success": success, "decisions": 20 + i, "video": video})
     total = sum(counts)
     put(
         path,
@@ -78,9 +72,7 @@ def put_evaluation(
             "episodes_total": 100,
             "interval": [max(total / 100 - 0.05, 0), min(total / 100 + 0.03, 1)],
             "episodes": episodes,
-            "latency_ms": {"p50": 52.1, "p95": 71.9, "batch": 8}
-            if variant not in ("random", "expert")
-            else None,
+            "latency_ms": {"p50": 52.1, "p95": 71.9, "batch": 8} if variant not in ("random", "expert") else None,
             "wall_seconds": 33.0,
             "versions": {"jax": "0.10.2", "metaworld": "3.1.1", "platform": "Linux x86_64"},
         },
@@ -138,9 +130,7 @@ def sample_run(folder: Path) -> Path:
             successes,
             recorded=4 * (variant == "joint"),
         )
-    put_evaluation(
-        folder / "joint/evaluation/swapped_images.json", "joint", (4, 1, 1, 0), images="swap", recorded=1
-    )
+    put_evaluation(folder / "joint/evaluation/swapped_images.json", "joint", (4, 1, 1, 0), images="swap", recorded=1)
     put_evaluation(folder / "reference/random.json", "random", (0, 0, 0, 0))
     put_evaluation(folder / "reference/expert.json", "expert", (25, 25, 25, 25), recorded=1)
     clips = [f"clip_{i:02d}.mp4" for i in range(4)]
@@ -151,8 +141,7 @@ def sample_run(folder: Path) -> Path:
         "ssim": {"imagined": (0.71, 0.52), "copy_last": (0.66, 0.43), "codec": (0.88, 0.9)},
     }
     per_camera = {
-        m: {kind: dict(zip(CAMERAS, v, strict=True)) for kind, v in kinds.items()}
-        for m, kinds in quality.items()
+        m: {kind: dict(zip(CAMERAS, v, strict=True)) for kind, v in kinds.items()} for m, kinds in quality.items()
     }
     put(folder / "joint/open_loop/open_loop.json", {"action_mae": 0.11, "clips": clips, **per_camera})
     put(
@@ -171,9 +160,7 @@ def sample_run(folder: Path) -> Path:
         ("evaluate", 141.2),
         ("imagine", 22.3),
     ]
-    (folder / "stages.jsonl").write_text(
-        "".join(json.dumps({"stage": s, "wall_seconds": w}) + "\n" for s, w in stages)
-    )
+    (folder / "stages.jsonl").write_text("".join(json.dumps({"stage": s, "wall_seconds": w}) + "\n" for s, w in stages))
     return folder
 
 
@@ -234,9 +221,7 @@ class References(HTMLParser):
         self.tags.append(tag)
         self.handlers += [key for key, _ in attrs if key.startswith("on")]
         self.urls += [
-            v or ""
-            for k, v in attrs
-            if k in ("src", "href", "poster", "data", "srcset", "action", "xlink:href")
+            v or "" for k, v in attrs if k in ("src", "href", "poster", "data", "srcset", "action", "xlink:href")
         ]
         if tag not in ("meta", "link", "br", "img", "input", "hr"):
             self.open.append(tag)
@@ -287,9 +272,7 @@ def test_numbers_reach_the_page(complete: Path) -> None:
 
 
 @pytest.mark.parametrize("kept", ["data", "stages.jsonl", "joint", "reference", "action_only"])
-def test_any_single_part_makes_a_page_that_names_the_missing_ones(
-    complete: Path, tmp_path: Path, kept: str
-) -> None:
+def test_any_single_part_makes_a_page_that_names_the_missing_ones(complete: Path, tmp_path: Path, kept: str) -> None:
     source = complete / kept
     (shutil.copytree if source.is_dir() else shutil.copy)(source, tmp_path / kept)
     report.write(tmp_path)
@@ -309,9 +292,7 @@ def test_a_training_that_still_runs(tmp_path: Path) -> None:
     folder = tmp_path / "joint"
     put_training(folder, steps=400)
     (folder / "summary.json").unlink()
-    with (folder / "metrics.jsonl").open(
-        "a"
-    ) as file:  # killed while writing, then resumed from an earlier step
+    with (folder / "metrics.jsonl").open("a") as file:  # killed while writing, then resumed from an earlier step
         file.write(
             '{"step": 400, "loss/ac\n'
             + json.dumps({"step": 300, "loss/action": 0.5, "loss/video": float("nan")})
@@ -391,9 +372,7 @@ def test_user_errors_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert error.count("\n") == 1
 
 
-def test_the_verb_prints_where_the_page_is(
-    complete: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_verb_prints_where_the_page_is(complete: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(complete / "reference", tmp_path / "reference")
     assert command.main(["report", str(tmp_path)]) == 0
     assert str(tmp_path / "report.html") in capsys.readouterr().out

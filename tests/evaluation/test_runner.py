@@ -130,9 +130,7 @@ def test_workers_end_when_their_parent_is_killed() -> None:
         "        print(pool.submit(os.getpid).result(), flush=True)\n"
         "        pool.submit(time.sleep, 600).result()\n"
     )
-    parent = subprocess.Popen(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment()
-    )
+    parent = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment())
     assert parent.stdout is not None
     worker = int(parent.stdout.readline())
     parent.send_signal(signal.SIGKILL)

@@ -126,7 +126,8 @@ class Trained:
     """A policy as a run left it: the averaged parameters of its newest checkpoint.
 
     Attributes:
-        experiment: the run's configuration. policy: the policy. params, frozen: its parameters. step: of the checkpoint.
+        experiment: the run's configuration. policy: the policy.
+        params, frozen: its parameters. step: of the checkpoint.
     """
 
     experiment: Experiment

@@ -25,21 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from wamjax.cli.main import add_config_arguments
 
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    collect = commands.add_parser(
-        "collect", help="record the scripted expert, in parallel; resumes by itself"
-    )
+    collect = commands.add_parser("collect", help="record the scripted expert, in parallel; resumes by itself")
     add_config_arguments(collect)
-    collect.add_argument(
-        "--out", required=True, metavar="DIR", help="dataset folder; what is in it already is kept"
-    )
-    collect.add_argument(
-        "--processes", type=int, metavar="N", help="simulator processes (default: one per core)"
-    )
+    collect.add_argument("--out", required=True, metavar="DIR", help="dataset folder; what is in it already is kept")
+    collect.add_argument("--processes", type=int, metavar="N", help="simulator processes (default: one per core)")
     inspect = commands.add_parser("inspect", help="print what a dataset holds")
     inspect.add_argument("data", metavar="DIR", help="dataset folder")
-    inspect.add_argument(
-        "--verify", action="store_true", help="also read every shard and compare its checksum"
-    )
+    inspect.add_argument("--verify", action="store_true", help="also read every shard and compare its checksum")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -93,9 +85,7 @@ def _tasks(store: EpisodeStore) -> list[str]:
     steps: Counter[str] = Counter()
     for name, length in zip(names, store.lengths.tolist(), strict=True):
         steps[name] += length
-    return [
-        f"{name}: {n} episodes of {steps[name] / n:.1f} steps" for name, n in sorted(Counter(names).items())
-    ]
+    return [f"{name}: {n} episodes of {steps[name] / n:.1f} steps" for name, n in sorted(Counter(names).items())]
 
 
 def _spread(statistics: Any) -> str:

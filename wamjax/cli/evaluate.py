@@ -27,13 +27,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     who.add_argument("--checkpoint", metavar="RUN", help="run folder of `wamjax train`")
     who.add_argument("--actor", choices=("random", "expert"), help="a scripted actor instead of a policy")
     parser.add_argument("--config", metavar="FILE", help="experiment file; needed with --actor")
-    parser.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[],
-                        help="change one key, e.g. --set evaluation.episodes_per_task=50 (repeatable)")
+    parser.add_argument(
+        "--set",
+        metavar="KEY=VALUE",
+        dest="overrides",
+        action="append",
+        default=[],
+        help="change one key, e.g. --set evaluation.episodes_per_task=50 (repeatable)",
+    )
     parser.add_argument("--data", metavar="DIR", help="training dataset; its instances are refused as test instances")
-    parser.add_argument("--seeds", default="held_out_b", metavar="SET",
-                        help="held_out_a (for tuning) or held_out_b (for reporting; the default)")
-    parser.add_argument("--images", default="true", choices=("true", "zero", "swap"),
-                        help="what the policy sees: its own images, black ones, or another instance's")
+    parser.add_argument(
+        "--seeds",
+        default="held_out_b",
+        metavar="SET",
+        help="held_out_a (for tuning) or held_out_b (for reporting; the default)",
+    )
+    parser.add_argument(
+        "--images",
+        default="true",
+        choices=("true", "zero", "swap"),
+        help="what the policy sees: its own images, black ones, or another instance's",
+    )
     parser.add_argument("--open-loop", action="store_true", help="against recorded episodes instead of in simulation")
     parser.add_argument("--processes", type=int, metavar="N", help="simulator processes (default: one per core)")
     parser.add_argument("--out", required=True, metavar="FILE", help="JSON file to write")
@@ -88,7 +102,11 @@ def _open_loop(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     clip, store = loaded.experiment.clip, EpisodeStore(args.data, "validation")
     predictor = Predictor(loaded.policy, loaded.params, loaded.frozen, video=loaded.policy.imagines)
     loader = batches(store, clip, batch_size=OPEN_LOOP_BATCH, seed=0, tokenize=loaded.policy.tokenize)
-    summary = {"variant": loaded.experiment.name, **open_loop(predictor, loader, OPEN_LOOP_BATCHES, clip.cameras), "clips": []}
+    summary = {
+        "variant": loaded.experiment.name,
+        **open_loop(predictor, loader, OPEN_LOOP_BATCHES, clip.cameras),
+        "clips": [],
+    }
     if loaded.policy.imagines:
         for index in range(0, len(store), max(1, len(store) // CLIPS)):
             film = side_by_side(predictor, episode_clips(store, clip, index, loaded.policy.tokenize), seed=index)
@@ -104,9 +122,13 @@ def _headline(summary: dict[str, Any]) -> str:
     """One line about a summary."""
     if "tasks" in summary:
         low, high = summary["interval"]
-        return (f"{summary['variant']}: {summary['successes']} of {summary['episodes_total']} episodes succeeded "
-                f"(95% interval {100 * low:.0f}-{100 * high:.0f}%)")
+        return (
+            f"{summary['variant']}: {summary['successes']} of {summary['episodes_total']} episodes succeeded "
+            f"(95% interval {100 * low:.0f}-{100 * high:.0f}%)"
+        )
     parts = [f"{summary['variant']}: action error {summary['action_mae']:.3f}"]
     for camera, value in summary.get("psnr", {}).get("imagined", {}).items():
-        parts.append(f"{camera} {value:.1f} dB imagined against {summary['psnr']['copy_last'][camera]:.1f} dB standing still")
+        parts.append(
+            f"{camera} {value:.1f} dB imagined against {summary['psnr']['copy_last'][camera]:.1f} dB standing still"
+        )
     return ", ".join(parts)

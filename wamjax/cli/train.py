@@ -25,9 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Runs the verb."""
-    from wamjax.training.host_memory import keep_freed_memory
-
-    keep_freed_memory()
     from wamjax import config as configuration
     from wamjax.cli import _experiment
     from wamjax.data.files import write_json
@@ -36,8 +33,10 @@ def run(args: argparse.Namespace) -> None:
     from wamjax.policies.small_wam import SmallWAM
     from wamjax.sharding.mesh import make_mesh
     from wamjax.training.checkpoint import fingerprint
+    from wamjax.training.host_memory import keep_freed_memory
     from wamjax.training.loop import train
 
+    keep_freed_memory()
     experiment = _experiment.load(args.config, args.overrides)
     store, out = EpisodeStore(args.data), Path(args.out)
     resolved = configuration.to_dict(experiment)
@@ -50,7 +49,9 @@ def run(args: argparse.Namespace) -> None:
             return
     write_json(out / "config.json", resolved)
     policy = SmallWAM(experiment.policy, _experiment.sample_shapes(store, experiment.clip))
-    frozen = policy.freeze(_experiment.codec_frames(store, experiment.clip), _experiment.statistics(store, experiment.clip))
+    frozen = policy.freeze(
+        _experiment.codec_frames(store, experiment.clip), _experiment.statistics(store, experiment.clip)
+    )
     source["frozen"] = fingerprint(frozen)
     validation = None
     if "validation" in store.splits:
@@ -68,7 +69,8 @@ def run(args: argparse.Namespace) -> None:
         meta={"config": resolved, "shapes": configuration.to_dict(policy.shapes), "source": source},
     )
     write_json(out / "summary.json", summary)
-    print(f"trained {experiment.name}: {summary['steps']} steps in {summary['wall_seconds'] / 60:.1f} min; results in {out}")
+    minutes = summary["wall_seconds"] / 60
+    print(f"trained {experiment.name}: {summary['steps']} steps in {minutes:.1f} min; results in {out}")
 
 
 def _same(old: dict, new: dict, out: Path) -> None:
@@ -79,7 +81,7 @@ def _same(old: dict, new: dict, out: Path) -> None:
         before = _flat(old).get(path)
         if before != value:
             raise UserError(
-                f"{out} holds a run with {path}={before!r}, not {value!r}: give another --out, or the same configuration"
+                f"{out} holds a run with {path}={before!r}, not {value!r}: give another --out or the same configuration"
             )
 
 

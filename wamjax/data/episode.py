@@ -60,8 +60,10 @@ class Episode:
         lengths = {name: video.frames for name, video in self.videos.items()}
         for name, array in self.steps.items():
             if array.ndim == 0 or array.dtype.kind not in _KINDS:
-                raise BadEpisode(f"step field '{name}' must be numbers with a leading time axis, "
-                                 f"not {array.dtype} of shape {array.shape}")
+                raise BadEpisode(
+                    f"step field '{name}' must be numbers with a leading time axis, "
+                    f"not {array.dtype} of shape {array.shape}"
+                )
             lengths[name] = array.shape[0]
         if len(set(lengths.values())) != 1 or 0 in lengths.values():
             raise BadEpisode(f"an episode has equally many steps (at least 1) everywhere, not {lengths}")
@@ -75,13 +77,15 @@ class Episode:
 
 def pack(episode: Episode) -> bytes:
     """Serialise an episode into one record; equal episodes give equal bytes."""
-    return msgpack.packb({
-        "format": RECORD_FORMAT,
-        "steps": {name: _pack_array(array) for name, array in sorted(episode.steps.items())},
-        "videos": {name: [v.frames, v.height, v.width, v.data] for name, v in sorted(episode.videos.items())},
-        "language": list(episode.language),
-        "metadata": dict(episode.metadata),
-    })
+    return msgpack.packb(
+        {
+            "format": RECORD_FORMAT,
+            "steps": {name: _pack_array(array) for name, array in sorted(episode.steps.items())},
+            "videos": {name: [v.frames, v.height, v.width, v.data] for name, v in sorted(episode.videos.items())},
+            "language": list(episode.language),
+            "metadata": dict(episode.metadata),
+        }
+    )
 
 
 def unpack(record: bytes) -> Episode:

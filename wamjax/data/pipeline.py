@@ -93,8 +93,10 @@ def batches(
 
     wanted = range(batch_size)[rows or slice(None)]
     if not wanted or start_step < 0 or not 0 <= seed < 2**32:
-        raise UserError(f"batch_size={batch_size}, rows={rows}, start_step={start_step}, seed={seed}: "
-                        "ask for at least one row, a step of at least 0 and a seed of 0 .. 2**32 - 1")
+        raise UserError(
+            f"batch_size={batch_size}, rows={rows}, start_step={start_step}, seed={seed}: "
+            "ask for at least one row, a step of at least 0 and a seed of 0 .. 2**32 - 1"
+        )
     reader = _ClipReader(store, clip, tokenize, cache_bytes)
     threads = threads or min(8, os.cpu_count() or 1)
     order = grain.MapDataset.range(reader.clips).shuffle(seed=seed)
@@ -111,9 +113,7 @@ def episode_clips(store: EpisodeStore, clip: ClipConfig, episode: int, tokenize:
     return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
-def _load(
-    step: int, *, reader: "_ClipReader", order: Sequence[int], batch_size: int, rows: range, seed: int
-) -> Batch:
+def _load(step: int, *, reader: "_ClipReader", order: Sequence[int], batch_size: int, rows: range, seed: int) -> Batch:
     """The wanted rows of one step's batch; `order`, indexed past its length, is shuffled anew each epoch."""
     positions = [step * batch_size + row for row in rows]
     samples = [_draw(position, int(order[position]), reader, seed) for position in positions]

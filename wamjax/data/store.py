@@ -83,8 +83,10 @@ def finish(folder: PathLike, *, name: str | None = None) -> dict[str, Any]:
     first = everything[0]
     for shard in everything:
         if shard["schema"] != first["schema"]:
-            raise UserError(f"{shard['file']} in {folder} has {shard['schema']} where {first['file']} has "
-                            f"{first['schema']}: delete the shards that do not belong to the dataset")
+            raise UserError(
+                f"{shard['file']} in {folder} has {shard['schema']} where {first['file']} has "
+                f"{first['schema']}: delete the shards that do not belong to the dataset"
+            )
     hashes = "".join(f"{shard['file']}:{shard['sha256']}\n" for shard in everything)
     dataset = {
         "format": STORE_FORMAT,
@@ -185,8 +187,10 @@ class EpisodeStore:
         path = self.folder / shard["file"]
         description = _read_sidecar(path)
         if description is None or description["sha256"] != shard["sha256"]:
-            raise UserError(f"{path} is missing, cut short or not the one in dataset.json: "
-                            "delete it and run `wamjax data collect` again")
+            raise UserError(
+                f"{path} is missing, cut short or not the one in dataset.json: "
+                "delete it and run `wamjax data collect` again"
+            )
         return description
 
     def _reader(self, shard: int, path: Path) -> ArrayRecordReader:
@@ -216,8 +220,14 @@ def _write_records(path: Path, episodes: Iterable[Episode]) -> dict[str, Any]:
             metadata.append(dict(episode.metadata))
     finally:
         writer.close()
-    return {"format": STORE_FORMAT, "episodes": len(lengths), "steps": sum(lengths), "lengths": lengths,
-            "schema": schema, "metadata": metadata}
+    return {
+        "format": STORE_FORMAT,
+        "episodes": len(lengths),
+        "steps": sum(lengths),
+        "lengths": lengths,
+        "schema": schema,
+        "metadata": metadata,
+    }
 
 
 def _summary(shards: list[dict[str, Any]]) -> dict[str, Any]:
@@ -236,8 +246,10 @@ def _schema(episode: Episode) -> dict[str, Any]:
         raise BadEpisode(f"an episode's metadata needs a positive 'fps', got {fps!r}")
     return {
         "fps": float(fps),
-        "fields": {name: {"dtype": array.dtype.name, "shape": list(array.shape[1:])}
-                   for name, array in sorted(episode.steps.items())},
+        "fields": {
+            name: {"dtype": array.dtype.name, "shape": list(array.shape[1:])}
+            for name, array in sorted(episode.steps.items())
+        },
         "cameras": {name: [video.height, video.width] for name, video in sorted(episode.videos.items())},
     }
 
@@ -262,8 +274,10 @@ def _read_dataset(folder: Path) -> dict[str, Any]:
     if not path.exists():
         started = next(folder.glob(f"*{SHARD_SUFFIX}*"), None) if folder.is_dir() else None
         state = "unfinished dataset" if started else "no dataset"
-        raise UserError(f"{state} in {folder}: run `wamjax data collect --out {folder}`"
-                        + (" again, it continues where it stopped" if started else ""))
+        raise UserError(
+            f"{state} in {folder}: run `wamjax data collect --out {folder}`"
+            + (" again, it continues where it stopped" if started else "")
+        )
     try:
         dataset = json.loads(path.read_text())
         version = dataset["format"]

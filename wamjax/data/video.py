@@ -92,8 +92,9 @@ def _collect(video: Video, needed: set[int], found: dict[int, np.ndarray]) -> No
         for frame in container.decode(stream):
             size = (frame.height, frame.width)
             if frame.pts is None or frame.is_corrupt or size != (video.height, video.width):
-                raise BadEpisode(f"video has a damaged frame of {size[0]}x{size[1]} pixels, "
-                                 f"expected {video.height}x{video.width}")
+                raise BadEpisode(
+                    f"video has a damaged frame of {size[0]}x{size[1]} pixels, expected {video.height}x{video.width}"
+                )
             index = round(frame.pts * base * rate)
             if index in needed:
                 found[index] = reformatter.reformat(frame, format=_RGB).to_ndarray()

@@ -212,13 +212,9 @@ def _claim(config: CollectConfig, out: Path) -> None:
     if note.exists() and any(out.glob("*.array_record")):
         there = json.loads(note.read_text())
         if there != settings:
-            names = sorted(
-                key for key in settings.keys() | there.keys() if settings.get(key) != there.get(key)
-            )
+            names = sorted(key for key in settings.keys() | there.keys() if settings.get(key) != there.get(key))
             changed = ", ".join(names)
-            raise UserError(
-                f"{out} was collected with other settings ({changed}): choose another folder or delete it"
-            )
+            raise UserError(f"{out} was collected with other settings ({changed}): choose another folder or delete it")
         return
     out.mkdir(parents=True, exist_ok=True)
     write_json(note, settings)

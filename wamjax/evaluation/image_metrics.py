@@ -6,9 +6,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 
-def psnr(
-    reference: UInt8[np.ndarray, "*b h w c"], image: UInt8[np.ndarray, "*b h w c"]
-) -> Float[np.ndarray, "*b"]:
+def psnr(reference: UInt8[np.ndarray, "*b h w c"], image: UInt8[np.ndarray, "*b h w c"]) -> Float[np.ndarray, "*b"]:
     """Peak signal-to-noise ratio of each image in dB, peak 255; infinite where the images are equal."""
     _check(reference, image)
     error = np.mean((reference.astype(np.float64) - image) ** 2, axis=(-3, -2, -1))
@@ -16,9 +14,7 @@ def psnr(
         return 10 * np.log10(255.0**2 / error)
 
 
-def ssim(
-    reference: UInt8[np.ndarray, "*b h w c"], image: UInt8[np.ndarray, "*b h w c"]
-) -> Float[np.ndarray, "*b"]:
+def ssim(reference: UInt8[np.ndarray, "*b h w c"], image: UInt8[np.ndarray, "*b h w c"]) -> Float[np.ndarray, "*b"]:
     """Structural similarity of each image, -1..1, averaged over channels and over all full windows.
 
     Wang et al. 2004 (IEEE TIP 13, 600): Gaussian window of 11x11 pixels and sigma 1.5, K1 = 0.01, K2 = 0.03,

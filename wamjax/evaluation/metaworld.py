@@ -48,9 +48,7 @@ class MetaWorldConfig:
     def make(self, task: str, like: Environment | None = None) -> MetaWorld:
         """One environment of `task` (a name such as "drawer-open-v3"), sharing the canvas of `like`, one of
         the same task."""
-        return MetaWorld(
-            task, self, like._canvas if isinstance(like, MetaWorld) and like.task == task else None
-        )
+        return MetaWorld(task, self, like._canvas if isinstance(like, MetaWorld) and like.task == task else None)
 
 
 def instruction(task: str) -> str:
@@ -72,9 +70,7 @@ class MetaWorld:
         known = metaworld.ALL_V3_ENVIRONMENTS
         if task not in known:
             near = difflib.get_close_matches(task, known, n=1)
-            raise UserError(
-                f"unknown Meta-World task {task!r}" + (f"; did you mean {near[0]!r}?" if near else "")
-            )
+            raise UserError(f"unknown Meta-World task {task!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
         from metaworld.policies import ENV_POLICY_MAP
 
         self.task = task
@@ -118,9 +114,7 @@ class MetaWorld:
         env.reset_model()
         env._freeze_rand_vec = True
         env.reset()
-        mujoco.mj_forward(
-            env.model, env.data
-        )  # cameras and bodies moved in the model are drawn right only after this
+        mujoco.mj_forward(env.model, env.data)  # cameras and bodies moved in the model are drawn right only after this
         env._prev_obs = env._get_curr_obs_combined_no_goal()
         self._observation = env._get_obs()
         self._success = False
@@ -163,9 +157,7 @@ class MetaWorld:
             im[::-1, ::-1] if camera.startswith("corner") else im
             for im, camera in zip(images, self.cameras, strict=True)
         ]
-        return Observation(
-            np.stack(upright), self._observation[:4].astype(np.float32), instruction(self.task)
-        )
+        return Observation(np.stack(upright), self._observation[:4].astype(np.float32), instruction(self.task))
 
     def close(self) -> None:
         """Frees the simulator and the canvas (environments that share it open it again when they need it)."""

@@ -38,10 +38,7 @@ class Predictor:
 
     def __call__(self, batch: Mapping[str, np.ndarray], seed: int) -> Predictions:
         """ "actions" (b, h, a), "imagined" and "codec" uint8 (b, v, t, h, w, 3) of the frames after the current one."""
-        return {
-            name: np.asarray(value)
-            for name, value in self._predict(dict(batch), jax.random.key(seed)).items()
-        }
+        return {name: np.asarray(value) for name, value in self._predict(dict(batch), jax.random.key(seed)).items()}
 
 
 def open_loop(
@@ -91,10 +88,11 @@ def _compare(
             images[name].setdefault(kind, []).append(np.minimum(value, 100.0))  # equal frames count as 100 dB
 
 
-def side_by_side(
-    predictor: Predictor, clips: Mapping[str, np.ndarray], seed: int
-) -> UInt8[np.ndarray, "t h w 3"]:
-    """A film of an episode's clips in order: the recorded last future frame left, the imagined one right, cameras below each other."""
+def side_by_side(predictor: Predictor, clips: Mapping[str, np.ndarray], seed: int) -> UInt8[np.ndarray, "t h w 3"]:
+    """A film of an episode's clips in order, cameras below each other.
+
+    Left the recorded last future frame of each clip, right the imagined one.
+    """
     imagined = predictor(clips, seed)["imagined"][:, :, -1]
     recorded = clips["frames"][:, :, -1]
     pairs = np.concatenate([recorded, imagined], axis=3)  # b v h 2w 3

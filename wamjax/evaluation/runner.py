@@ -132,9 +132,7 @@ def _run_actor(
         if chunk.ndim != 3 or len(chunk) != slots or chunk.shape[1] < actor.execute:
             wanted = f"({slots}, at least {actor.execute}, a)"
             raise ValueError(f"the policy returned actions of shape {chunk.shape} where {wanted} is needed")
-        for slot, reply in _send(
-            pools, config, task, {slot: chunk[slot, : actor.execute] for slot in running}
-        ).items():
+        for slot, reply in _send(pools, config, task, {slot: chunk[slot, : actor.execute] for slot in running}).items():
             seen[slot] = reply.observation
             if reply.result is not None:
                 running.remove(slot)
@@ -266,9 +264,7 @@ def _rounded(instance: Sequence[float]) -> tuple[float, ...]:
 
 
 def _seen(task: str, seed: int) -> UserError:
-    return UserError(
-        f"the instance of {task}, seed {seed}, is in the training data: evaluate on another seed set"
-    )
+    return UserError(f"the instance of {task}, seed {seed}, is in the training data: evaluate on another seed set")
 
 
 def _successes(episodes: Sequence[EpisodeResult]) -> dict[str, Any]:

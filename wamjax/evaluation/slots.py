@@ -113,9 +113,7 @@ def play(config: EnvironmentConfig, task: str, seed: int, actor: str, film: bool
     return slot.result()
 
 
-def _scripted(
-    environment: Environment, actor: str, seed: int, task: str
-) -> Callable[[], Float[np.ndarray, " a"]]:
+def _scripted(environment: Environment, actor: str, seed: int, task: str) -> Callable[[], Float[np.ndarray, " a"]]:
     if actor == "expert":
         return environment.expert_action
     if actor != "random":

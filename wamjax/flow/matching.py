@@ -32,6 +32,10 @@ def shift_sigma(sigma: Float[Array, "*b"], shift: float) -> Float[Array, "*b"]:
 class VelocityPrediction:
     """The network's output is the velocity; the loss is its plain squared error."""
 
+    def around(self, output: Array, guess: Array | float) -> Array:
+        """The prediction of a network that outputs only the deviation from a guess of the data."""
+        return output - guess
+
     def velocity(self, output: Array, x: Array, sigma: Array) -> Array:
         """Velocity (b, n, c) implied by the network's output for the noisy sample `x` at `sigma` (b,)."""
         del x, sigma
@@ -56,6 +60,10 @@ class DataPrediction:
 
     floor: float = 0.25
 
+    def around(self, output: Array, guess: Array | float) -> Array:
+        """The prediction of a network that outputs only the deviation from a guess of the data."""
+        return output + guess
+
     def velocity(self, output: Array, x: Array, sigma: Array) -> Array:
         """Velocity (b, n, c) implied by the network's output for the noisy sample `x` at `sigma` (b,) > 0."""
         return (x - output) / sigma[:, None, None]
@@ -66,11 +74,13 @@ class DataPrediction:
         return ((output - data) / jnp.maximum(sigma, self.floor)[:, None, None]) ** 2
 
 
-PREDICTIONS = {"velocity": VelocityPrediction(), "data": DataPrediction()}
+Prediction = VelocityPrediction | DataPrediction
+
+PREDICTIONS: dict[str, Prediction] = {"velocity": VelocityPrediction(), "data": DataPrediction()}
 """What a network may be asked to predict, by its name in configurations."""
 
 
-def prediction(name: str) -> VelocityPrediction | DataPrediction:
+def prediction(name: str) -> Prediction:
     """The prediction called `name`; a UserError lists the names there are."""
     if name not in PREDICTIONS:
         raise UserError(f"unknown prediction '{name}': use one of {', '.join(PREDICTIONS)}")

@@ -5,6 +5,7 @@ It tells a handful of instructions apart, nothing more; pretrained text encoders
 
 from __future__ import annotations
 
+import itertools
 import re
 import zlib
 
@@ -18,7 +19,7 @@ def bag_of_words(text: str, width: int = 256) -> np.ndarray:
     """
     words = re.findall(r"[a-z0-9]+", text.lower())
     vector = np.zeros(width, np.float32)
-    for term in words + [" ".join(pair) for pair in zip(words, words[1:], strict=False)]:
+    for term in words + [" ".join(pair) for pair in itertools.pairwise(words)]:
         vector[zlib.crc32(term.encode()) % width] += 1.0
     norm = np.linalg.norm(vector)
     return vector / norm if norm else vector

@@ -7,6 +7,7 @@ the same encode/decode surface. Each patch of `patch` x `patch` pixels becomes `
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -66,6 +67,6 @@ class PatchCodec:
         return blocks.swapaxes(-4, -3).reshape(*batch, h // self.patch, w // self.patch, self.patch**2 * c)
 
 
-def _unit(frames: Array, xp: object) -> Array:
+def _unit(frames: Any, xp: Any) -> Any:
     """uint8 to float32 in [-1, 1]."""
-    return frames.astype(xp.float32) / 127.5 - 1  # type: ignore[attr-defined]
+    return frames.astype(xp.float32) / 127.5 - 1

@@ -100,4 +100,4 @@ class StreamTransformer(nn.Module):
         return Linear(width, name=f"embed_{stream.name}")(x) + position.astype(x.dtype)
 
     def _read(self, stream: Stream, x: Array) -> Array:
-        return Linear(stream.channels, init=nn.initializers.zeros, name=f"read_{stream.name}")(rms_norm(x))
+        return Linear(stream.channels, kernel_init=nn.initializers.zeros, name=f"read_{stream.name}")(rms_norm(x))

@@ -25,9 +25,7 @@ def attention(
         ValueError: keys that do not cover the plan, or ids of another length.
     """
     if k.shape[1] != plan.length or ids.segment.shape[1] != plan.length:
-        raise ValueError(
-            f"the plan has {plan.length} tokens but keys have {k.shape[1]} and ids {ids.segment.shape[1]}"
-        )
+        raise ValueError(f"the plan has {plan.length} tokens but keys have {k.shape[1]} and ids {ids.segment.shape[1]}")
     mask = visible(plan, ids, q.shape[1])[:, None]
     scores = jnp.einsum("bqkh,bnkh->bkqn", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)

@@ -16,15 +16,15 @@ class Linear(nn.Module):
 
     Attributes:
         features: output width.
-        init: initializer of the kernel (d_in, d_out); the bias starts at zero.
+        kernel_init: initializer of the kernel (d_in, d_out); the bias starts at zero.
     """
 
     features: int
-    init: Initializer = nn.initializers.lecun_normal()
+    kernel_init: Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
-        kernel = self.param("kernel", self.init, (x.shape[-1], self.features))
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
 
@@ -63,4 +63,4 @@ class TimeEmbedding(nn.Module):
         x = sinusoid(1000.0 * sigma, self.features)
         x = Linear(self.width, name="hidden")(x)
         x = Linear(self.width, name="out")(jax.nn.silu(x))
-        return Linear(self.rows * self.width, init=nn.initializers.zeros, name="rows")(jax.nn.silu(x))
+        return Linear(self.rows * self.width, kernel_init=nn.initializers.zeros, name="rows")(jax.nn.silu(x))

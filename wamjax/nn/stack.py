@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -148,7 +149,8 @@ class Stack(nn.Module):
 
         def layer(x: Tokens, params_and_cache: tuple[dict, Cache | None]) -> tuple[Tokens, Cache]:
             params, layer_cache = params_and_cache
-            return block.apply({"params": params}, x, rows, ids, plan, layer_cache)
+            result: Any = block.apply({"params": params}, x, rows, ids, plan, layer_cache)
+            return result
 
         if c.remat is not None:
             policy = jax.checkpoint_policies.save_only_these_names(*c.remat)
@@ -156,8 +158,9 @@ class Stack(nn.Module):
         return jax.lax.scan(layer, tokens, (blocks, cache))
 
 
-def _init_blocks(key: Array, block: Block, tokens: Tokens, rows: Tokens, ids: TokenIds, plan: TokenPlan,
-                 cache: Cache | None) -> dict:
+def _init_blocks(
+    key: Array, block: Block, tokens: Tokens, rows: Tokens, ids: TokenIds, plan: TokenPlan, cache: Cache | None
+) -> dict:
     first = None if cache is None else jax.tree.map(lambda x: x[0], cache)
     keys = jax.random.split(key, block.config.layers)
     return jax.vmap(lambda one: block.init(one, tokens, rows, ids, plan, first)["params"])(keys)

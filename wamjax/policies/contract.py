@@ -9,12 +9,12 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-import flax.linen as nn
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int, UInt8
 
 from wamjax.errors import UserError
+from wamjax.networks.stream_transformer import StreamTransformer
 from wamjax.nn.tokens import TokenPlan
 
 Params = Any
@@ -84,13 +84,13 @@ class Pass:
 
     Attributes:
         network: the module.
-        plan: the whole sequence; None for networks without tokens.
+        plan: the whole sequence.
         queries: how many of the plan's last tokens are computed (the others come from a cache).
         repeats: how often it runs.
         trained: whether a backward pass follows.
     """
 
-    network: nn.Module
+    network: StreamTransformer
     plan: TokenPlan
     queries: int
     repeats: int = 1
@@ -100,7 +100,9 @@ class Pass:
 class Policy(Protocol):
     """A system of the field, as the rest of the house sees it."""
 
-    shapes: SampleShapes
+    @property
+    def shapes(self) -> SampleShapes:
+        """Sizes of a sample."""
 
     @property
     def imagines(self) -> bool:
@@ -109,7 +111,9 @@ class Policy(Protocol):
     def tokenize(self, text: str) -> np.ndarray:
         """An instruction as the loader stores it in `batch["language"]` (l,)."""
 
-    def freeze(self, frames: UInt8[np.ndarray, "n h w 3"], statistics: Mapping[str, Mapping[str, np.ndarray]]) -> Params:
+    def freeze(
+        self, frames: UInt8[np.ndarray, "n h w 3"], statistics: Mapping[str, Mapping[str, np.ndarray]]
+    ) -> Params:
         """The frozen parameters: encoders, decoders and normalisation statistics (of "state" and "action")."""
 
     def init(self, key: Array) -> Params:
@@ -127,19 +131,28 @@ class Policy(Protocol):
     def reset(self, params: Params, frozen: Params, observation: Batch) -> RolloutState:
         """Starts sessions with the observation's instructions."""
 
-    def observe(self, params: Params, frozen: Params, state: RolloutState, frames: Array | None,
-                executed: Array) -> RolloutState:
+    def observe(
+        self, params: Params, frozen: Params, state: RolloutState, frames: Array | None, executed: Array
+    ) -> RolloutState:
         """Commits what really happened: frames seen and actions executed (b, e, a) since the last call."""
 
     def draw_act(self, key: Array, sessions: int) -> Draws:
         """The noise of one call of `act` or `imagine`."""
 
-    def act(self, params: Params, frozen: Params, state: RolloutState, observation: Batch, draws: Draws,
-            prefix: Float[Array, "b p a"] | None = None) -> tuple[Float[Array, "b h a"], RolloutState]:
+    def act(
+        self,
+        params: Params,
+        frozen: Params,
+        state: RolloutState,
+        observation: Batch,
+        draws: Draws,
+        prefix: Float[Array, "b p a"] | None = None,
+    ) -> tuple[Float[Array, "b h a"], RolloutState]:
         """An action chunk in the robot's units; its first p actions are `prefix` where that is given."""
 
-    def imagine(self, params: Params, frozen: Params, state: RolloutState, observation: Batch,
-                draws: Draws) -> UInt8[Array, "b v t h w 3"]:
+    def imagine(
+        self, params: Params, frozen: Params, state: RolloutState, observation: Batch, draws: Draws
+    ) -> UInt8[Array, "b v t h w 3"]:
         """The frames the policy expects."""
 
     def reconstruct(self, frozen: Params, frames: UInt8[Array, "*b h w 3"]) -> UInt8[Array, "*b h w 3"]:

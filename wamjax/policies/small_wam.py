@@ -10,13 +10,14 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from wamjax.flow.matching import interpolate, prediction, uniform_sigma
+from wamjax.flow.matching import Prediction, interpolate, prediction, uniform_sigma
 from wamjax.flow.samplers import Streams, euler, sigma_nodes
 from wamjax.networks.bag_of_words import bag_of_words
 from wamjax.networks.patch_codec import PatchCodec
@@ -24,7 +25,7 @@ from wamjax.networks.stream_transformer import Stream, StreamTransformer
 from wamjax.nn.stack import Cache, Expert, StackConfig
 from wamjax.nn.tokens import Group, TokenIds, TokenPlan
 from wamjax.policies.contract import Batch, Draws, Encoded, Params, Pass, RolloutState, SampleShapes, require
-from wamjax.policies.paradigms import Phases, paradigm
+from wamjax.policies.paradigms import Paradigm, Phases, paradigm
 
 CONTEXT = ("language", "state", "observation")
 TIME_OF = {"language": 0, "state": 0, "observation": 0, "video": 1, "action": 2}
@@ -123,8 +124,12 @@ class SmallWAM:
         return TokenPlan.from_rule([groups[name] for name in names], sees)
 
     @property
-    def _paradigm(self):  # type: ignore[no-untyped-def]
+    def _paradigm(self) -> Paradigm:
         return paradigm(self.config.paradigm)
+
+    @property
+    def _names(self) -> tuple[str, ...]:
+        return tuple(stream.name for stream in self.streams)
 
     @property
     def _denoised(self) -> tuple[str, ...]:
@@ -139,7 +144,7 @@ class SmallWAM:
     def freeze(
         self, frames: UInt8[np.ndarray, "n h w 3"], statistics: Mapping[str, Mapping[str, np.ndarray]]
     ) -> Params:
-        """Fits the frame codec, and keeps the statistics: state by mean and std, action by its 1 % and 99 % quantiles."""
+        """Fits the frame codec; keeps the statistics: state by mean and std, action by its 1 % and 99 % quantiles."""
         state, action = statistics["state"], statistics["action"]
         centre = (np.asarray(action["q99"]) + np.asarray(action["q01"])) / 2
         scale = np.maximum((np.asarray(action["q99"]) - np.asarray(action["q01"])) / 2, 1e-3)
@@ -151,8 +156,7 @@ class SmallWAM:
 
     def init(self, key: Array) -> Params:
         """Random parameters of the network."""
-        names = tuple(stream.name for stream in self.streams)
-        plan = self.plan(names)
+        plan = self.plan(self._names)
         inputs = {stream.name: jnp.zeros((1, stream.length, stream.channels)) for stream in self.streams}
         ids = TokenIds.of(plan, 1, TIME_OF)
         return self.network.init(key, inputs, jnp.zeros((1, 3)), ids, plan)["params"]
@@ -179,7 +183,9 @@ class SmallWAM:
         """Noise times (shared or separate, as the paradigm says) and noises."""
         clean_key, *keys = jax.random.split(key, 1 + 2 * len(self._denoised))
         batch = encoded["action"].shape[0]
-        sigma = {n: uniform_sigma(keys[0 if self._paradigm.coupled else i], batch) for i, n in enumerate(self._denoised)}
+        sigma = {
+            n: uniform_sigma(keys[0 if self._paradigm.coupled else i], batch) for i, n in enumerate(self._denoised)
+        }
         if self._paradigm.clean_video:
             clean = jax.random.bernoulli(clean_key, self._paradigm.clean_video, (batch,))
             sigma["video"] = jnp.where(clean, 0.0, sigma["video"])
@@ -193,12 +199,10 @@ class SmallWAM:
     ) -> dict[str, tuple[Float[Array, ""], Float[Array, ""]]]:
         """Flow-matching terms of every denoised stream, as (weighted sum, weight)."""
         del frozen
-        names = tuple(stream.name for stream in self.streams)
-        plan = self.plan(names)
         noisy = {n: interpolate(encoded[n], draws.noise[n], draws.sigma[n]) for n in self._denoised}
         inputs = {n: encoded[n] for n in CONTEXT} | noisy
-        ids = TokenIds.of(plan, encoded["action"].shape[0], TIME_OF)
-        outputs, _ = self.network.apply({"params": params}, inputs, self._times(draws.sigma), ids, plan)
+        guess = self._standing_still(encoded["observation"])
+        outputs = self._predict(params, self._names, inputs, self._times(draws.sigma), guess)
         terms = {}
         for name in self._denoised:
             error = self._prediction(name).squared_error(
@@ -223,7 +227,7 @@ class SmallWAM:
     ) -> RolloutState:
         """Counts the executed actions (b, e, a). The policy has no memory of frames before the current one."""
         del params, frozen, frames
-        return state.replace(executed=state.executed + executed.shape[1])
+        return dataclasses.replace(state, executed=state.executed + executed.shape[1])
 
     def draw_act(self, key: Array, sessions: int) -> Draws:
         """Starting noise of every denoised stream."""
@@ -242,8 +246,9 @@ class SmallWAM:
     ) -> tuple[Float[Array, "b h a"], RolloutState]:
         """Denoises what the paradigm needs for an action chunk, in the robot's units."""
         known = {} if prefix is None else {"action": self._known_actions(frozen, prefix)}
-        cache, steps = self._prefill(params, frozen, state, observation), self.config.sampling_steps
-        sampled = self._denoise(params, cache, self._paradigm.act, steps, draws, known)
+        sampled = self._sample(
+            params, frozen, state, observation, self._paradigm.act, self.config.sampling_steps, draws, known
+        )
         return denormalise(frozen["action"], sampled["action"]), state
 
     @property
@@ -256,8 +261,9 @@ class SmallWAM:
     ) -> UInt8[Array, "b v t h w 3"]:
         """Denoises the future frames and decodes them."""
         require(self.imagines, f"the paradigm '{self.config.paradigm}' has no video to imagine")
-        cache, steps = self._prefill(params, frozen, state, observation), self.config.imagination_steps
-        sampled = self._denoise(params, cache, self._paradigm.imagine, steps, draws, {})
+        sampled = self._sample(
+            params, frozen, state, observation, self._paradigm.imagine, self.config.imagination_steps, draws, {}
+        )
         c, s = self.config.codec, self.shapes
         y, x = s.height // c.patch, s.width // c.patch
         latents = sampled["video"].reshape(-1, s.views, y, x, s.future, c.channels)
@@ -270,10 +276,11 @@ class SmallWAM:
     def passes(self, mode: str) -> list[Pass]:
         """Network passes of one training sample ("train") or one action chunk ("act")."""
         if mode == "train":
-            plan = self.plan(tuple(stream.name for stream in self.streams))
+            plan = self.plan(self._names)
             return [Pass(self.network, plan, plan.length, trained=True)]
         require(mode == "act", f"unknown mode '{mode}': use train or act")
-        done, plan = CONTEXT, self.plan(CONTEXT)
+        done: tuple[str, ...] = CONTEXT
+        plan = self.plan(CONTEXT)
         passes = [Pass(self.network, plan, plan.length)]
         for index, phase in enumerate(self._paradigm.act):
             queries, plan = self.plan(phase).length, self.plan(done + phase)
@@ -284,7 +291,7 @@ class SmallWAM:
 
     # ---- inside ----
 
-    def _prediction(self, name: str):  # type: ignore[no-untyped-def]
+    def _prediction(self, name: str) -> Prediction:
         return prediction({"video": self.config.predict_video, "action": self.config.predict_action}[name])
 
     def _context(self, language: Array, state: Array, latents: Float[Array, "b v y x c"]) -> dict[str, Array]:
@@ -296,40 +303,73 @@ class SmallWAM:
         clean = jnp.zeros_like(next(iter(sigma.values())))
         return jnp.stack([clean, sigma.get("video", clean), sigma.get("action", clean)], axis=1)
 
-    def _prefill(self, params: Params, frozen: Params, state: RolloutState, observation: Batch) -> Cache:
-        """Keys and values of the context, computed once per action chunk."""
-        latents = self.config.codec.encode(frozen["codec"], observation["frames"])
-        inputs = self._context(state.language, normalise(frozen["state"], observation["state"]), latents)
-        plan, batch = self.plan(CONTEXT), state.language.shape[0]
-        ids = TokenIds.of(plan, batch, TIME_OF)
-        return self.network.apply({"params": params}, inputs, jnp.zeros((batch, 3)), ids, plan)[1]
+    def _forward(
+        self, params: Params, names: tuple[str, ...], inputs: Streams, sigma: Array, cache: Cache | None = None
+    ) -> tuple[Streams, Cache]:
+        """The network over the sequence of the named streams, of which `inputs` are the last and `cache` the others."""
+        plan = self.plan(names)
+        ids = TokenIds.of(plan, sigma.shape[0], TIME_OF)
+        result: Any = self.network.apply({"params": params}, inputs, sigma, ids, plan, cache)
+        return result
 
-    def _denoise(
-        self, params: Params, cache: Cache, phases: Phases, steps: int, draws: Draws, known: Mapping[str, tuple[Array, Array]]
+    def _predict(
+        self,
+        params: Params,
+        names: tuple[str, ...],
+        inputs: Streams,
+        sigma: Array,
+        guess: Streams,
+        cache: Cache | None = None,
     ) -> Streams:
-        """Runs the phases one after another; what a phase made is committed to the cache for the next."""
-        nodes, done, result = sigma_nodes(steps), CONTEXT, {}
-        for index, phase in enumerate(phases):
-            plan = self.plan(done + phase)
-            batch = draws.noise[phase[0]].shape[0]
-            forward = functools.partial(
-                self.network.apply, {"params": params}, ids=TokenIds.of(plan, batch, TIME_OF), plan=plan, cache=cache
-            )
+        """Predictions for the denoised inputs; the network itself only says how they deviate from the guess."""
+        outputs, _ = self._forward(params, names, inputs, sigma, cache)
+        return {n: self._prediction(n).around(output, guess.get(n, 0.0)) for n, output in outputs.items()}
 
-            def velocity(x: Streams, sigma: dict[str, Array], forward=forward) -> Streams:  # type: ignore[no-untyped-def]
-                outputs, _ = forward(x, self._times(sigma))
+    def _standing_still(self, observation: Float[Array, "b n c"]) -> Streams:
+        """A first guess of the future: the current frames stay, so that only what moves has to be learned."""
+        return {"video": jnp.tile(observation, (1, 1, self.shapes.future))}
+
+    def _sample(
+        self,
+        params: Params,
+        frozen: Params,
+        state: RolloutState,
+        observation: Batch,
+        phases: Phases,
+        steps: int,
+        draws: Draws,
+        known: Mapping[str, tuple[Array, Array]],
+    ) -> Streams:
+        """Denoises phase after phase; the context, and what a phase made, are computed once and cached for the next."""
+        latents = self.config.codec.encode(frozen["codec"], observation["frames"])
+        context = self._context(state.language, normalise(frozen["state"], observation["state"]), latents)
+        guess = self._standing_still(context["observation"])
+        names: tuple[str, ...] = CONTEXT
+        clean = jnp.zeros((state.language.shape[0], 3))
+        cache = self._forward(params, names, context, clean)[1]
+        result: Streams = {}
+        for phase in phases:
+            names = names + phase
+
+            def velocity(
+                x: Streams, sigma: dict[str, Array], names: tuple[str, ...] = names, cache: Cache = cache
+            ) -> Streams:
+                outputs = self._predict(params, names, x, self._times(sigma), guess, cache)
                 return {n: self._prediction(n).velocity(outputs[n], x[n], sigma[n]) for n in x}
 
-            sampled = euler(velocity, {n: draws.noise[n] for n in phase}, dict.fromkeys(phase, nodes), known)
-            if index + 1 < len(phases):
-                cache = forward(sampled, jnp.zeros((batch, 3)))[1]
-            done, result = done + phase, result | sampled
+            nodes = dict.fromkeys(phase, sigma_nodes(steps))
+            sampled = euler(velocity, {n: draws.noise[n] for n in phase}, nodes, known)
+            if phase != phases[-1]:
+                cache = self._forward(params, names, sampled, clean, cache)[1]
+            result = result | sampled
         return result
 
     def _known_actions(self, frozen: Params, prefix: Float[Array, "b p a"]) -> tuple[Array, Array]:
         """Committed actions as data (b, h, a) and mask (1, h, 1) for the sampler."""
         missing = self.shapes.horizon - prefix.shape[1]
-        require(missing >= 0, f"a prefix of {prefix.shape[1]} actions is longer than the chunk of {self.shapes.horizon}")
+        require(
+            missing >= 0, f"a prefix of {prefix.shape[1]} actions is longer than the chunk of {self.shapes.horizon}"
+        )
         data = jnp.pad(normalise(frozen["action"], prefix), ((0, 0), (0, missing), (0, 0)))
         return data, (jnp.arange(self.shapes.horizon) < prefix.shape[1])[None, :, None]
 

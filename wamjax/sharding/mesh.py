@@ -74,7 +74,9 @@ def shardings(tree: Any, rules: Rules, mesh: Mesh) -> Any:
         name = "/".join(_key(part) for part in path)
         axes = next((axes for pattern, axes in rules if re.search(f"(^|/){pattern}$", name)), ())
         axes = axes + (None,) * (leaf.ndim - len(axes)) if leaf.ndim >= len(axes) else (None,) * leaf.ndim
-        fits = [axis if axis and dim % mesh.shape[axis] == 0 else None for axis, dim in zip(axes, leaf.shape, strict=True)]
+        fits = [
+            axis if axis and dim % mesh.shape[axis] == 0 else None for axis, dim in zip(axes, leaf.shape, strict=True)
+        ]
         return NamedSharding(mesh, PartitionSpec(*fits))
 
     return jax.tree_util.tree_map_with_path(place, tree)

@@ -1,8 +1,8 @@
 """Checkpoints: one item holds everything a run needs to go on, or a policy to act.
 
-    <run>/checkpoints/<step>/state   train state (Orbax, asynchronous, any mesh)
-                             frozen  frozen parameters: codecs and normalisation statistics
-                             meta    JSON: configuration, sample shapes, data position, clock, what it was built from
+<run>/checkpoints/<step>/state   train state (Orbax, asynchronous, any mesh)
+                         frozen  frozen parameters: codecs and normalisation statistics
+                         meta    JSON: configuration, sample shapes, data position, clock, what it was built from
 """
 
 from __future__ import annotations
@@ -67,9 +67,7 @@ class Checkpoints:
         try:
             restored = self._manager.restore(
                 step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(state), frozen=ocp.args.StandardRestore(frozen)
-                ),
+                args=ocp.args.Composite(state=ocp.args.StandardRestore(state), frozen=ocp.args.StandardRestore(frozen)),
             )
         except (ValueError, KeyError) as error:
             first = str(error).strip().splitlines()[0][:200]
@@ -103,7 +101,9 @@ def _read(path: Path, key: str | None = None) -> Any:
         shapes = dict(reader.metadata(path).item_metadata.tree)
         wanted = shapes if key is None else {key: shapes[key]}
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
-        restored = reader.restore(path, args=ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True))
+        restored = reader.restore(
+            path, args=ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True)
+        )
     return restored if key is None else restored[key]
 
 
@@ -126,4 +126,6 @@ def naming_full_disk(folder: Path) -> Iterator[None]:
         full = getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error)
         if not full:
             raise
-        raise UserError(f"the disk is full while writing {folder}: free some space and run the same command again") from error
+        raise UserError(
+            f"the disk is full while writing {folder}: free some space and run the same command again"
+        ) from error

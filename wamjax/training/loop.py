@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ from wamjax.training.step import TrainState, abstract_state, init_state, make_st
 
 Batches = Callable[[int, slice], Iterator[dict[str, np.ndarray]]]
 """(first step, rows of this process) -> endless batches."""
+
+FINAL_STEPS = 50
+"""The final loss is the mean over so many last steps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,18 +95,18 @@ def train(
     optimizer = make_optimizer(config.optimizer, config.steps)
     checkpoints = Checkpoints(run, config.keep)
     frozen = jax.device_put(frozen, replicated(mesh))
-    state, frozen, clock = _start(policy, frozen, optimizer, config, mesh, rules, checkpoints)
+    state, frozen, spent = _start(policy, frozen, optimizer, config, mesh, rules, checkpoints)
     first = int(state.step)
     step_fn = make_step(policy, optimizer, config.optimizer.ema, config.seed, mesh, state)
     rows = process_rows(config.batch_size, mesh)
     loader = batches(first, rows)
     validate = _validator(policy, config, mesh, validation, rows)
     writer = MetricWriter(run, config.steps, first)
-    meter = _Meter(policy, config, first, clock, checkpoints)
+    meter = _Meter(policy, config, first, spent, checkpoints)
 
     def save(step: int) -> None:
-        state_meta = meta | {"data": {"next_step": step, "seed": config.seed}, "wall_seconds": meter.wall}
-        checkpoints.save(state, frozen, state_meta, step)
+        position = {"next_step": step, "seed": config.seed}
+        checkpoints.save(state, frozen, meta | {"data": position, "meter": meter.record()}, step)
 
     pending: dict[str, jax.Array] | None = None
     try:
@@ -127,20 +131,28 @@ def train(
     return meter.summary(state)
 
 
-def _start(policy: Policy, frozen: Params, optimizer: Any, config: TrainConfig, mesh: Mesh, rules: Rules,
-           checkpoints: Checkpoints) -> tuple[TrainState, Params, float]:
-    """The state to begin with, restored where there is a checkpoint, and the seconds already spent."""
+def _start(
+    policy: Policy,
+    frozen: Params,
+    optimizer: Any,
+    config: TrainConfig,
+    mesh: Mesh,
+    rules: Rules,
+    checkpoints: Checkpoints,
+) -> tuple[TrainState, Params, dict[str, Any]]:
+    """The state to begin with, restored where there is a checkpoint, and what the meter had recorded by then."""
     if checkpoints.latest is None:
-        return init_state(policy, optimizer, config.seed, mesh, rules), frozen, 0.0
+        return init_state(policy, optimizer, config.seed, mesh, rules), frozen, {"wall_seconds": 0.0, "losses": []}
     step = checkpoints.latest
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), frozen)
     state, frozen = checkpoints.restore(step, abstract_state(policy, optimizer, mesh, rules), abstract)
     print(f"going on from {checkpoints.path(step)}", flush=True)
-    return state, frozen, float(checkpoints.meta(step)["wall_seconds"])
+    return state, frozen, checkpoints.meta(step)["meter"]
 
 
-def _validator(policy: Policy, config: TrainConfig, mesh: Mesh, validation: Batches | None,
-               rows: slice) -> Callable[[Params, Params], dict[str, float]]:
+def _validator(
+    policy: Policy, config: TrainConfig, mesh: Mesh, validation: Batches | None, rows: slice
+) -> Callable[[Params, Params], dict[str, float]]:
     """(averaged params, frozen) -> mean validation losses, always over the same batches and noise."""
     if validation is None:
         return lambda params, frozen: {}
@@ -157,19 +169,25 @@ def _validator(policy: Policy, config: TrainConfig, mesh: Mesh, validation: Batc
 class _Meter:
     """Reads metrics one step late, guards against non-finite values, and keeps the clock."""
 
-    def __init__(self, policy: Policy, config: TrainConfig, first: int, clock: float, checkpoints: Checkpoints) -> None:
-        self._config, self._checkpoints, self._policy = config, checkpoints, policy
+    def __init__(
+        self, policy: Policy, config: TrainConfig, first: int, spent: dict[str, Any], checkpoints: Checkpoints
+    ) -> None:
+        self._config, self._checkpoints = config, checkpoints
         self._rate = schedule(config.optimizer, config.steps)
         self._flops = of_passes(policy.passes("train")).total * config.batch_size
         self._peak = peak()
-        self._before, self._began = clock, time.monotonic()
+        self._before, self._began = float(spent["wall_seconds"]), time.monotonic()
         self._last_step, self._last_time = first, self._began
-        self._values: dict[str, float] = {}
+        self._losses: deque[float] = deque(spent["losses"], maxlen=FINAL_STEPS)
 
     @property
     def wall(self) -> float:
         """Seconds spent in this run, earlier starts included."""
         return self._before + time.monotonic() - self._began
+
+    def record(self) -> dict[str, Any]:
+        """What a later start needs to go on counting."""
+        return {"wall_seconds": self.wall, "losses": list(self._losses)}
 
     def read(self, step: int, metrics: dict[str, jax.Array] | None, writer: MetricWriter) -> None:
         """Takes in the metrics that `step` steps ended with (None: nothing pending)."""
@@ -178,13 +196,18 @@ class _Meter:
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             self._stop(step, values)
-        self._values = values
+        self._losses.append(values["loss"])
         if step % self._config.log_every == 0 or step == self._config.steps:
             now = time.monotonic()
             rate = (step - self._last_step) / max(now - self._last_time, 1e-9)
             self._last_step, self._last_time = step, now
             mfu = rate * self._flops / self._peak.flops
-            extra = {"learning_rate": float(self._rate(step - 1)), "steps_per_second": rate, "mfu": mfu, "seconds": self.wall}
+            extra = {
+                "learning_rate": float(self._rate(step - 1)),
+                "steps_per_second": rate,
+                "mfu": mfu,
+                "seconds": self.wall,
+            }
             writer.write(step, values | extra)
 
     def summary(self, state: TrainState) -> dict[str, Any]:
@@ -194,7 +217,7 @@ class _Meter:
             "steps": steps,
             "flops": self._flops * steps,
             "mfu": self._flops * steps / self.wall / self._peak.flops,
-            "final_loss": self._values.get("loss"),
+            "final_loss": float(np.mean(self._losses)) if self._losses else None,
             "parameters": parameter_count(state.params),
             "batch_size": self._config.batch_size,
             "wall_seconds": self.wall,
@@ -205,7 +228,11 @@ class _Meter:
     def _stop(self, step: int, values: dict[str, float]) -> None:
         self._checkpoints.wait()
         latest = self._checkpoints.latest
-        good = "there is no checkpoint yet" if latest is None else f"the last good checkpoint is {self._checkpoints.path(latest)}"
+        good = (
+            "there is no checkpoint yet"
+            if latest is None
+            else f"the last good checkpoint is {self._checkpoints.path(latest)}"
+        )
         raise NonFiniteLoss(
             f"step {step}: loss {values['loss']} and gradient norm {values['grad_norm']} are not both finite; {good}. "
             "Lower train.optimizer.learning_rate or look at the data, then start again"

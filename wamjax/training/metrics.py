@@ -46,7 +46,9 @@ class MetricWriter:
 def _line(step: int, steps: int, values: Mapping[str, float]) -> str:
     rate = values["steps_per_second"]
     left = (steps - step) / rate if rate else float("nan")
-    terms = " ".join(f"{name.removeprefix('loss/')} {value:.3f}" for name, value in values.items() if name.startswith("loss/"))
+    terms = " ".join(
+        f"{name.removeprefix('loss/')} {value:.3f}" for name, value in values.items() if name.startswith("loss/")
+    )
     return (
         f"step {step:>6}/{steps} {100 * step / steps:3.0f}%  loss {values['loss']:.3f} ({terms})  "
         f"{rate:.2f} steps/s  MFU {100 * values['mfu']:.0f}%  {left / 60:.1f} min left"

@@ -33,7 +33,9 @@ class TrainState:
     opt_state: Any
 
 
-def init_state(policy: Policy, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh, rules: Rules) -> TrainState:
+def init_state(
+    policy: Policy, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh, rules: Rules
+) -> TrainState:
     """A fresh state, created where it belongs on the mesh."""
 
     def create() -> TrainState:
@@ -58,7 +60,9 @@ def abstract_state(policy: Policy, optimizer: optax.GradientTransformation, mesh
     )
 
 
-def total_loss(policy: Policy, params: Params, frozen: Params, key: Array | None, batch: Batch, draw_key: Array) -> tuple[Array, Metrics]:
+def total_loss(
+    policy: Policy, params: Params, frozen: Params, key: Array | None, batch: Batch, draw_key: Array
+) -> tuple[Array, Metrics]:
     """The training loss of a batch and its terms; `key` drives augmentation, None leaves it out."""
     encoded = policy.encode(frozen, key, batch)
     terms = policy.loss(params, frozen, encoded, policy.draw(draw_key, encoded))

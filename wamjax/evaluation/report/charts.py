@@ -52,19 +52,14 @@ def bars(rows: Sequence[Bar], *, maximum: float, title: str, width: int = 270) -
     for i, row in enumerate(rows):
         text, y = i * step + 12, i * step + 18
         parts.append(f'<text x="{margin}" y="{text}">{escape(row.label)}</text>')
-        parts.append(
-            f'<text class="value" x="{width - margin}" y="{text}" text-anchor="end">{escape(row.text)}</text>'
-        )
+        parts.append(f'<text class="value" x="{width - margin}" y="{text}" text-anchor="end">{escape(row.text)}</text>')
         parts.append(_rect(margin, y, track, thick, "track"))
         parts.append(_rect(margin, y, row.value * scale, thick, row.css))
         if row.interval:
             low, high = (margin + bound * scale for bound in row.interval)
             middle, ends = y + thick / 2, f"M{low:.1f} {y + 1}v{thick - 2}M{high:.1f} {y + 1}v{thick - 2}"
             # The halo under the whisker keeps it legible on a bar of any colour.
-            parts += [
-                f'<path class="{css}" d="M{low:.1f} {middle}H{high:.1f}{ends}"/>'
-                for css in ("halo", "whisker")
-            ]
+            parts += [f'<path class="{css}" d="M{low:.1f} {middle}H{high:.1f}{ends}"/>' for css in ("halo", "whisker")]
     spoken = f"{title}: " + ", ".join(f"{row.label} {row.text}" for row in rows)
     return _svg("".join(parts), width, len(rows) * step, spoken)
 
@@ -106,9 +101,7 @@ class Axes:
             parts.append(f'<path class="grid" d="M{self.left} {y:.1f}H{right}"/>')
             parts.append(f'<text x="{self.left - 7}" y="{y + 4:.1f}" text-anchor="end">{tick:g}</text>')
         for tick in ticks(0, self.x_high, 3):
-            parts.append(
-                f'<text x="{self.x(tick):.1f}" y="{floor + 16}" text-anchor="middle">{tick:,.0f}</text>'
-            )
+            parts.append(f'<text x="{self.x(tick):.1f}" y="{floor + 16}" text-anchor="middle">{tick:,.0f}</text>')
         middle = (self.left + right) / 2
         parts.append(f'<text x="{middle}" y="{self.height - 3}" text-anchor="middle">training step</text>')
         return "".join(parts)
@@ -150,9 +143,7 @@ def log_ticks(low: float, high: float) -> list[float]:
     return ticks(low, high)
 
 
-def _range(
-    curves: Sequence[np.ndarray], averages: Sequence[np.ndarray], logarithmic: bool
-) -> tuple[float, float]:
+def _range(curves: Sequence[np.ndarray], averages: Sequence[np.ndarray], logarithmic: bool) -> tuple[float, float]:
     """Lowest and highest value to show: all averages, and the raw values but for rare spikes."""
     raw, average = np.concatenate(curves), np.concatenate(averages)
     low = min(float(average.min()), float(np.percentile(raw, 0.5)))
@@ -166,9 +157,7 @@ def _range(
 def _thin(x: Sequence[float], y: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """At most `MOST_POINTS` points, each the mean of a run of neighbours."""
     pieces = min(len(x), MOST_POINTS)
-    means = [
-        [piece.mean() for piece in np.array_split(np.asarray(values, float), pieces)] for values in (x, y)
-    ]
+    means = [[piece.mean() for piece in np.array_split(np.asarray(values, float), pieces)] for values in (x, y)]
     return np.asarray(means[0]), np.asarray(means[1])
 
 
@@ -179,12 +168,8 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def _rect(x: float, y: float, width: float, height: float, css: str) -> str:
-    return (
-        f'<rect class="{css}" x="{x:.1f}" y="{y:.1f}" width="{max(width, 0):.1f}" height="{height}" rx="2"/>'
-    )
+    return f'<rect class="{css}" x="{x:.1f}" y="{y:.1f}" width="{max(width, 0):.1f}" height="{height}" rx="2"/>'
 
 
 def _svg(body: str, width: int, height: int, spoken: str) -> Markup:
-    return Markup(
-        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(spoken)}">{body}</svg>'
-    )
+    return Markup(f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(spoken)}">{body}</svg>')

@@ -138,9 +138,7 @@ def read(folder: str | Path) -> Run:
         stages[record["stage"]] = stages.get(record["stage"], 0.0) + float(record["wall_seconds"])
     dataset = _json(folder / "data" / "dataset.json")
     if not (variants or results or stages or dataset):
-        raise UserError(
-            f"{folder} holds nothing of a run: train or evaluate first, for example with launch/demo.sh"
-        )
+        raise UserError(f"{folder} holds nothing of a run: train or evaluate first, for example with launch/demo.sh")
     run = Run(folder, variants, results, stages, dataset, notes)
     notes.extend(_missing(run))
     return run
@@ -192,9 +190,7 @@ def _is_variant(path: Path) -> bool:
 
 
 def _variant(folder: Path, notes: list[str]) -> Variant:
-    records = {
-        r["step"]: r for r in _json_lines(folder / "metrics.jsonl", notes)
-    }  # a resumed training repeats steps
+    records = {r["step"]: r for r in _json_lines(folder / "metrics.jsonl", notes)}  # a resumed training repeats steps
     return Variant(
         name=folder.name,
         folder=folder,
@@ -265,9 +261,7 @@ def _json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(
-            f"{path} is damaged ({error}): delete it and run the step that wrote it again"
-        ) from error
+        raise UserError(f"{path} is damaged ({error}): delete it and run the step that wrote it again") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} does not hold a JSON object: delete it and run the step that wrote it again")
     return value
@@ -284,9 +278,7 @@ def _json_lines(path: Path, notes: list[str]) -> list[dict[str, Any]]:
         except (ValueError, TypeError):
             broken += 1
     if broken:
-        notes.append(
-            f"{path.parent.name}/{path.name} has {broken} unreadable line{'s' * (broken > 1)}, left out."
-        )
+        notes.append(f"{path.parent.name}/{path.name} has {broken} unreadable line{'s' * (broken > 1)}, left out.")
     return records
 
 

@@ -70,9 +70,7 @@ def success_charts(run: Run) -> list[tuple[str, Markup]]:
                 text = f"{count['successes']}/{count['episodes']}"
                 interval = tuple(count["interval"]) if count.get("interval") else None
                 rows.append(
-                    charts.Bar(
-                        name(result), count["successes"] / count["episodes"], text, css(result), interval
-                    )
+                    charts.Bar(name(result), count["successes"] / count["episodes"], text, css(result), interval)
                 )
         found.append((task, charts.bars(rows, maximum=1.0, title=f"Success on {task}")))
     return found
@@ -81,9 +79,7 @@ def success_charts(run: Run) -> list[tuple[str, Markup]]:
 def reading(run: Run) -> list[str]:
     """Sentences on what the success numbers carry, from the numbers of this run alone."""
     results = {result.key: result for result in run.results if result.episodes}
-    lead = next(
-        (r for r in run.results if r.variant in run.variants and r.variant != "blind" and r.episodes), None
-    )
+    lead = next((r for r in run.results if r.variant in run.variants and r.variant != "blind" and r.episodes), None)
     if lead is None:
         return []
     said = [
@@ -92,9 +88,7 @@ def reading(run: Run) -> list[str]:
         "The intervals (Wilson, 95 %) count episodes only. Every variant was trained once, so the spread "
         "between trainings is not in them.",
     ]
-    if limit := _find(lead.record, "max_env_steps") or _find(
-        run.variants[lead.variant].config, "max_env_steps"
-    ):
+    if limit := _find(lead.record, "max_env_steps") or _find(run.variants[lead.variant].config, "max_env_steps"):
         said.append(f"An episode that has not succeeded after {limit} simulation steps counts as a failure.")
     if blind := results.get("blind"):
         points = 100 * (lead.successes / lead.episodes - blind.successes / blind.episodes)
@@ -120,9 +114,7 @@ def reading(run: Run) -> list[str]:
 def _ablation(lead: Result, ablation: Result | None) -> str:
     """What the comparison with the training without video loss shows, and that it is no claim."""
     if ablation is None or ablation is lead:
-        return (
-            "No benefit of the video loss is claimed; the ablation without it (action_only) has not been run."
-        )
+        return "No benefit of the video loss is claimed; the ablation without it (action_only) has not been run."
     low, high = lead.record.get("interval") or (0, 1)
     other_low, other_high = ablation.record.get("interval") or (0, 1)
     apart = low > other_high or other_low > high
@@ -167,9 +159,7 @@ def imagination(run: Run, notes: list[str]) -> dict[str, Any] | None:
         "cameras": cameras,
         "measures": measures,
         "better": better,
-        "clips": [
-            uri for clip in variant.open_loop.get("clips", []) if (uri := _shown(folder, clip, run, notes))
-        ],
+        "clips": [uri for clip in variant.open_loop.get("clips", []) if (uri := _shown(folder, clip, run, notes))],
     }
 
 
@@ -214,8 +204,7 @@ def stage_chart(run: Run) -> Markup | None:
 def dataset(run: Run) -> dict[str, Any]:
     """The dataset's description with the list of shards of each split as their number."""
     splits = {
-        name: split | {"shards": len(split.get("shards", []))}
-        for name, split in run.dataset.get("splits", {}).items()
+        name: split | {"shards": len(split.get("shards", []))} for name, split in run.dataset.get("splits", {}).items()
     }
     return run.dataset | {"splits": splits} if splits else run.dataset
 

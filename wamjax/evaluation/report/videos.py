@@ -26,9 +26,7 @@ def data_uri(folder: Path, relative: str, root: Path) -> str | None:
     try:
         with av.open(io.BytesIO(data), "r") as container:
             stream = container.streams.video[0]
-            if (stream.codec_context.name, stream.pix_fmt) != PLAYED[1:] or PLAYED[
-                0
-            ] not in container.format.name:
+            if (stream.codec_context.name, stream.pix_fmt) != PLAYED[1:] or PLAYED[0] not in container.format.name:
                 data = _convert(container)
     except (av.FFmpegError, IndexError):
         return None

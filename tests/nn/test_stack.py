@@ -1,0 +1,95 @@
+"""The joint stack: visibility, caches, experts, scan and rematerialisation."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wamjax.nn.layers import TimeEmbedding
+from wamjax.nn.stack import Block, Expert, Stack, StackConfig
+from wamjax.nn.tokens import Group, TokenIds, TokenPlan
+
+CONFIG = StackConfig(layers=3, heads=2, head_dim=4, experts=(Expert(8, 16), Expert(12, 20)))
+GROUPS = (Group("context", 3), Group("video", 4), Group("action", 2, expert=1))
+PLAN = TokenPlan.from_rule(GROUPS, lambda q, k: k.stream == "context" or (q.stream != "context"))
+TIME_OF = {"context": 0, "video": 1, "action": 2}
+
+
+@pytest.fixture(scope="module")
+def example(randomise):
+    random = np.random.default_rng(0)
+    tokens = {0: random.standard_normal((2, 7, 8)), 1: random.standard_normal((2, 2, 12))}
+    tokens = {e: jnp.asarray(x, jnp.float32) for e, x in tokens.items()}
+    sigma = jnp.asarray(random.uniform(size=(2, 3)), jnp.float32).at[:, 0].set(0)
+    ids = TokenIds.of(PLAN, 2, TIME_OF)
+
+    def init(key):
+        return Stack(CONFIG).init(key, tokens, sigma, ids, PLAN)["params"]
+
+    params = randomise(jax.eval_shape(init, jax.random.key(0)))
+    return params, tokens, sigma, ids
+
+
+@functools.partial(jax.jit, static_argnames=("plan", "config"))
+def run(params, tokens, sigma, ids, plan=PLAN, cache=None, config=CONFIG):
+    return Stack(config).apply({"params": params}, tokens, sigma, ids, plan, cache)
+
+
+def test_tokens_change_only_those_that_see_them(example):
+    params, tokens, sigma, ids = example
+    before, _ = run(*example)
+    changed = {0: tokens[0].at[:, 5].add(1.0), 1: tokens[1]}
+    after, _ = run(params, changed, sigma, ids)
+    np.testing.assert_array_equal(before[0][:, :3], after[0][:, :3])
+    assert np.all(np.abs(before[0][:, 3:] - after[0][:, 3:]).max(-1) > 1e-4)
+    assert np.all(np.abs(before[1] - after[1]).max(-1) > 1e-4)
+
+
+def test_a_noise_time_changes_only_its_tokens_and_who_sees_them(example):
+    params, tokens, sigma, ids = example
+    before, _ = run(*example)
+    after, _ = run(params, tokens, sigma.at[:, 2].add(0.3), ids)
+    np.testing.assert_array_equal(before[0][:, :3], after[0][:, :3])
+    assert np.abs(before[1] - after[1]).max() > 1e-4
+
+
+def test_a_cached_prefix_gives_the_same_tokens(example):
+    params, tokens, sigma, ids = example
+    whole, full_cache = run(*example)
+    prefix = TokenPlan.from_rule(GROUPS[:1], lambda q, k: True)
+    _, cache = run(params, {0: tokens[0][:, :3]}, sigma, TokenIds.of(prefix, 2, TIME_OF), prefix)
+    rest, extended = run(params, {0: tokens[0][:, 3:], 1: tokens[1]}, sigma, ids, cache=cache)
+    np.testing.assert_allclose(rest[0], whole[0][:, 3:], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(rest[1], whole[1], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(extended["k"], full_cache["k"], rtol=1e-5, atol=1e-5)
+
+
+def test_the_scan_equals_a_python_loop(example):
+    params, tokens, sigma, ids = example
+    scanned, _ = run(*example)
+    rows = {}
+    for expert in (0, 1):
+        time = params[f"time_{expert}"]
+        rows[expert] = TimeEmbedding(CONFIG.experts[expert].width).apply({"params": time}, sigma)
+    x = tokens
+    for layer in range(CONFIG.layers):
+        one = jax.tree.map(lambda leaf, layer=layer: leaf[layer], params["blocks"])
+        x, _ = Block(CONFIG).apply({"params": one}, x, rows, ids, PLAN, None)
+    for expert in (0, 1):
+        np.testing.assert_allclose(scanned[expert], x[expert], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", [(), ("block_in",), ("attn_out", "mlp_hidden")])
+def test_rematerialisation_changes_no_gradient(example, remat):
+    params, *rest = example
+
+    def loss(params, config):
+        out, _ = run(params, *rest, config=config)
+        return sum(jnp.sum(x**2) for x in out.values())
+
+    plain = jax.jit(jax.grad(loss), static_argnums=1)(params, CONFIG)
+    remade = jax.jit(jax.grad(loss), static_argnums=1)(params, dataclasses.replace(CONFIG, remat=remat))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, remade)

@@ -1,0 +1,81 @@
+"""Meshes, the rule table, and eight simulated devices against one."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import wamjax
+from wamjax.errors import UserError
+from wamjax.networks.stream_transformer import PARTITIONS
+from wamjax.policies.contract import SampleShapes
+from wamjax.policies.small_wam import SmallWAM, SmallWAMConfig
+from wamjax.sharding.mesh import MeshConfig, make_mesh, process_rows, shardings, to_devices
+
+ROOT = Path(wamjax.__file__).parents[1]
+
+
+def test_one_axis_takes_what_is_left():
+    assert dict(make_mesh(MeshConfig()).shape)["data"] == len(jax.devices())
+
+
+@pytest.mark.parametrize("sizes", [{"data": 3}, {"data": -1, "fsdp": -1}, {"data": 0}, {"tensor": 7}])
+def test_sizes_that_do_not_fit_are_refused(sizes):
+    with pytest.raises(UserError, match="mesh"):
+        make_mesh(MeshConfig(**sizes), jax.devices()[:1])
+
+
+def test_every_parameter_has_a_rule_and_ranks_match():
+    """The table never names more axes than a leaf has, for the network of the demonstration."""
+    policy = SmallWAM(SmallWAMConfig(), SampleShapes(2, 64, 64, 2, 8, 4, 4))
+    params = jax.eval_shape(policy.init, jax.random.key(0))
+    specs = {
+        "/".join(p.key for p in path): s.spec
+        for path, s in jax.tree_util.tree_leaves_with_path(shardings(params, PARTITIONS, make_mesh(MeshConfig())))
+    }
+    assert specs["stack/blocks/expert_0/qkv/kernel"] == jax.P(None, "fsdp", "tensor")
+    assert specs["stack/blocks/expert_0/mlp_out/kernel"] == jax.P(None, "tensor", "fsdp")
+    assert specs["position_video"] == jax.P(None, None)
+
+
+def test_rows_of_a_process_and_batches_that_do_not_spread():
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    assert process_rows(6, mesh) == slice(0, 6)
+    batch = to_devices({"x": np.arange(6)}, mesh)
+    np.testing.assert_array_equal(batch["x"], np.arange(6))
+
+
+TRAIN = """
+import json, sys
+from wamjax.cli.main import main
+data, out, mesh = sys.argv[1:4]
+code = main(["train", "--config", "configs/metaworld_joint.py", "--data", data, "--out", out,
+    "--set", "policy.width=32", "--set", "policy.mlp=64", "--set", "policy.layers=2", "--set", "policy.codec.patch=8",
+    "--set", "policy.codec.channels=16", "--set", "train.steps=6", "--set", "train.batch_size=16",
+    "--set", "train.log_every=1", *[x for pair in json.loads(mesh).items() for x in ("--set", "mesh.%s=%s" % pair)]])
+sys.exit(code)
+"""
+
+
+def losses(dataset: Path, out: Path, devices: int, mesh: dict[str, int]) -> np.ndarray:
+    """Training losses on simulated devices, in a process of its own."""
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+    }
+    command = [sys.executable, "-c", TRAIN, str(dataset), str(out), json.dumps(mesh)]
+    subprocess.run(command, check=True, cwd=ROOT, env=environment, timeout=300, capture_output=True)
+    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return np.array([[r["loss"], r["loss/action"], r["loss/video"]] for r in records if "loss" in r])
+
+
+def test_eight_devices_give_the_losses_of_one(dataset, tmp_path):
+    one = losses(dataset, tmp_path / "one", 1, {})
+    assert len(one) == 6
+    for name, mesh in {"data": {"data": 8}, "mixed": {"data": 2, "fsdp": 2, "tensor": 2}}.items():
+        np.testing.assert_allclose(losses(dataset, tmp_path / name, 8, mesh), one, rtol=0, atol=1e-5)

@@ -1,0 +1,266 @@
+"""The trainer: exact resume, kills, guards, and what it writes."""
+
+import dataclasses
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import wamjax
+from wamjax import config as configuration
+from wamjax.cli import _experiment
+from wamjax.cli.main import main
+from wamjax.errors import NonFiniteLoss, UserError
+from wamjax.training import checkpoint
+from wamjax.training.checkpoint import Checkpoints, naming_full_disk
+from wamjax.training.metrics import MetricWriter
+from wamjax.training.optimizer import OptimizerConfig, make_optimizer, schedule
+
+ROOT = Path(wamjax.__file__).parents[1]
+SMALL = (
+    *("policy.width=16", "policy.mlp=32", "policy.layers=2", "policy.heads=2"),
+    *("policy.codec.patch=8", "policy.codec.channels=12"),
+    *("train.batch_size=4", "train.log_every=1", "train.validate_every=4", "train.checkpoint_every=2"),
+)
+
+
+def arguments(dataset: Path, out: Path, *overrides: str) -> list[str]:
+    options = [x for override in (*SMALL, *overrides) for x in ("--set", override)]
+    config = str(ROOT / "configs/metaworld_joint.py")
+    return ["train", "--config", config, "--data", str(dataset), "--out", str(out), *options]
+
+
+def state_of(run: Path):
+    """Everything a checkpoint holds, as arrays."""
+    checkpoints = Checkpoints(run)
+    step = checkpoints.latest
+    tree = checkpoint._read(checkpoints.path(step) / "state"), checkpoint._read(checkpoints.path(step) / "frozen")
+    return step, tree
+
+
+def records(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_identical(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset, tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("run") / "undisturbed"
+    assert main(arguments(dataset, run, "train.steps=8")) == 0
+    return run
+
+
+def test_a_run_leaves_what_later_stages_read(undisturbed):
+    summary = json.loads((undisturbed / "summary.json").read_text())
+    assert set(summary) >= {"steps", "flops", "mfu", "final_loss", "parameters", "wall_seconds", "peak_source"}
+    assert summary["steps"] == 8
+    assert summary["flops"] > 0
+    assert summary["mfu"] > 0
+    steps = [record["step"] for record in records(undisturbed) if "loss" in record]
+    assert steps == list(range(1, 9))
+    assert [r["step"] for r in records(undisturbed) if "validation/loss" in r] == [4, 8]
+    assert summary["final_loss"] == pytest.approx(
+        np.mean([r["loss"] for r in records(undisturbed) if "loss" in r]), rel=1e-5
+    )
+    assert list((undisturbed / "tensorboard").iterdir())
+    meta = Checkpoints(undisturbed).meta(8)
+    assert meta["data"] == {"next_step": 8, "seed": 0}
+    assert meta["config"] == json.loads((undisturbed / "config.json").read_text())
+    assert set(meta["source"]) == {"dataset", "frozen"}
+
+
+def test_a_run_interrupted_by_an_error_goes_on_to_the_same_bits(dataset, undisturbed, tmp_path, monkeypatch):
+    import wamjax.training.loop as loop
+
+    original, calls = loop.to_devices, []
+
+    def failing(batch, mesh):
+        calls.append(1)
+        if len(calls) == 6:
+            raise RuntimeError("power cut")
+        return original(batch, mesh)
+
+    monkeypatch.setattr(loop, "to_devices", failing)
+    with pytest.raises(RuntimeError, match="power cut"):
+        main(arguments(dataset, tmp_path / "run", "train.steps=8"))
+    monkeypatch.undo()
+    assert main(arguments(dataset, tmp_path / "run", "train.steps=8")) == 0
+    assert_identical(state_of(tmp_path / "run"), state_of(undisturbed))
+    for ours, theirs in zip(records(tmp_path / "run"), records(undisturbed), strict=True):
+        same = {"step", "loss", "loss/action", "grad_norm", "validation/loss", "learning_rate"}
+        assert {k: v for k, v in ours.items() if k in same} == {k: v for k, v in theirs.items() if k in same}
+
+
+def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(dataset, undisturbed, tmp_path):
+    """SIGKILL as soon as the first checkpoint is there, in a process of its own."""
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "wamjax.cli.main", *arguments(dataset, run, "train.steps=8")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while process.poll() is None and not list(run.glob("checkpoints/[0-9]*")):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert main(arguments(dataset, run, "train.steps=8")) == 0
+    assert_identical(state_of(run), state_of(undisturbed))
+
+
+def test_a_finished_run_is_left_alone(dataset, undisturbed, capsys):
+    before = state_of(undisturbed)
+    assert main(arguments(dataset, undisturbed, "train.steps=8")) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert_identical(state_of(undisturbed), before)
+
+
+def test_another_configuration_is_refused_in_a_used_folder(dataset, undisturbed, capsys):
+    assert main(arguments(dataset, undisturbed, "train.steps=8", "train.seed=1")) == 2
+    assert "train.seed=0" in capsys.readouterr().err
+
+
+def test_not_a_number_stops_the_run_and_names_the_last_good_checkpoint(dataset, tmp_path, capsys):
+    run = tmp_path / "run"
+    steps = ("train.steps=20", "train.optimizer.warmup_steps=1", "train.optimizer.learning_rate=1e30")
+    assert main(arguments(dataset, run, *steps, "train.optimizer.clip_norm=1e30")) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "not both finite" in error
+    good = Checkpoints(run).latest
+    assert ("there is no checkpoint yet" in error) if good is None else (str(run / "checkpoints" / str(good)) in error)
+    if good is not None:
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves(state_of(run)[1]) if x.dtype.kind == "f")
+
+
+def test_nan_after_a_checkpoint_names_it(dataset, tmp_path, monkeypatch):
+    import wamjax.training.loop as loop
+
+    original = loop._Meter.read
+
+    def poisoned(self, step, metrics, writer):
+        if metrics is not None and step == 5:
+            metrics = metrics | {"loss": np.float32("nan")}
+        return original(self, step, metrics, writer)
+
+    monkeypatch.setattr(loop._Meter, "read", poisoned)
+    run = tmp_path / "run"
+    monkeypatch.setattr("wamjax.cli.main._complain", lambda message: (_ for _ in ()).throw(NonFiniteLoss(message)))
+    with pytest.raises(NonFiniteLoss, match=f"last good checkpoint is .*{run.name}/checkpoints/4"):
+        main(arguments(dataset, run, "train.steps=8"))
+
+
+def test_the_checkpoint_of_another_policy_is_refused(dataset, undisturbed, tmp_path, monkeypatch):
+    meta = Checkpoints(undisturbed).meta(8)
+    wider = configuration.override(meta["config"], ["policy.width=32"])
+    monkeypatch.setattr(Checkpoints, "meta", lambda self, step: meta | {"config": wider})
+    with pytest.raises(UserError, match="checkpoint of another policy"):
+        _experiment.trained(undisturbed)
+
+
+def test_a_trained_run_loads_for_acting(undisturbed):
+    loaded = _experiment.trained(undisturbed)
+    assert loaded.step == 8
+    assert loaded.policy.shapes.horizon == 8
+    ema = state_of(undisturbed)[1][0]["ema"]
+    assert_identical(loaded.params, ema)
+
+
+def test_folders_without_a_run_are_named(tmp_path):
+    with pytest.raises(UserError, match="holds no checkpoints"):
+        _experiment.trained(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="no finished checkpoint yet"):
+        _experiment.trained(tmp_path)
+
+
+def test_a_full_disk_is_one_line_and_other_errors_stay():
+    with pytest.raises(UserError, match="the disk is full while writing"), naming_full_disk(Path("runs/x")):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(UserError, match="free some space"), naming_full_disk(Path("runs/x")):
+        raise ValueError("RESOURCE_EXHAUSTED: ... No space left on device")
+    with pytest.raises(PermissionError), naming_full_disk(Path("runs/x")):
+        raise PermissionError(errno.EACCES, "denied")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["train.stepz=3"], "did you mean 'train.steps'"),
+        (["clip.cameras=('corner2','overhead')"], "no camera 'overhead'"),
+        (["clip.action='velocity'"], "no step field 'velocity'"),
+        (["policy.paradigm='jiont'"], "unknown paradigm 'jiont'"),
+        (["mesh.data=3"], "does not fit"),
+        (["train.steps=0"], "train.steps"),
+        (["policy.codec.patch=5"], "do not divide into patches"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_2(dataset, tmp_path, capsys, overrides, message):
+    assert main(arguments(dataset, tmp_path / "run", *overrides)) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_a_missing_dataset_is_named(tmp_path, capsys):
+    assert main(arguments(tmp_path / "nowhere", tmp_path / "run")) == 2
+    assert "wamjax data collect" in capsys.readouterr().err
+
+
+def test_the_schedule_warms_up_stays_and_falls():
+    rate = schedule(OptimizerConfig(learning_rate=2.0, warmup_steps=10, decay_fraction=0.5, final_fraction=0.1), 100)
+    assert [float(rate(step)) for step in (0, 5, 10, 49)] == [0.0, 1.0, 2.0, 2.0]
+    assert float(rate(75)) == pytest.approx(1.1)
+    assert float(rate(100)) == pytest.approx(0.2)
+    assert np.isfinite([float(schedule(OptimizerConfig(), 1)(step)) for step in (0, 1)]).all()
+
+
+def test_only_kernels_decay():
+    params = {"a": {"kernel": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)}, "position": np.ones((2, 2))}
+    optimizer = make_optimizer(OptimizerConfig(warmup_steps=0, weight_decay=0.5), 10)
+    still = jax.tree.map(np.zeros_like, params)
+    updates, _ = optimizer.update(still, optimizer.init(params), params)
+    changed = optax.apply_updates(params, updates)
+    assert (changed["a"]["kernel"] < 1).all()
+    np.testing.assert_array_equal(changed["a"]["bias"], 1)
+    np.testing.assert_array_equal(changed["position"], 1)
+
+
+def test_records_after_the_restored_step_are_dropped(tmp_path):
+    lines = [json.dumps({"step": step}) for step in (1, 2, 3, 4)] + ['{"step": 5, "lo']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    writer = MetricWriter(tmp_path, steps=10, start_step=3)
+    writer.write(4, {"validation/loss": 0.5})
+    writer.close()
+    assert [record["step"] for record in records(tmp_path)] == [1, 2, 3, 4]
+    assert records(tmp_path)[-1]["validation/loss"] == 0.5
+
+
+def test_training_learns(dataset, tmp_path):
+    """Forty steps on the squares at least halve the action loss of the first ones."""
+    run = tmp_path / "run"
+    options = ("train.steps=60", "train.batch_size=16", "train.optimizer.warmup_steps=5", "policy.width=32")
+    assert main(arguments(dataset, run, *options, "train.checkpoint_every=100")) == 0
+    losses = [r["loss/action"] for r in records(run) if "loss/action" in r]
+    assert np.mean(losses[-5:]) < 0.7 * np.mean(losses[:5])
+
+
+def test_experiments_of_the_repository_are_complete():
+    """Every configuration builds its policy, and its parameters have the sizes they are said to have."""
+    found = sorted((ROOT / "configs").glob("*.py"))
+    assert len(found) >= 6
+    for path in found:
+        experiment = _experiment.load(path)
+        again = configuration.build(_experiment.Experiment, configuration.to_dict(experiment))
+        assert again == experiment
+        assert dataclasses.is_dataclass(experiment.policy)
