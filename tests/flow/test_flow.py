@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from wamjax.errors import UserError
-from wamjax.flow.matching import DataPrediction, VelocityPrediction, interpolate, prediction, shift_sigma, uniform_sigma
+from wamjax.flow.matching import DataPrediction, VelocityPrediction, interpolate, prediction, uniform_sigma
 from wamjax.flow.samplers import euler, sigma_nodes
 
 RANDOM = np.random.default_rng(0)
@@ -42,13 +42,11 @@ def test_unknown_prediction_names_the_known_ones():
         prediction("score")
 
 
-def test_sigma_is_never_zero_and_shifting_keeps_the_ends():
+def test_sigma_is_uniform_and_never_zero():
     sigma = uniform_sigma(jax.random.key(0), 10_000)
     assert float(sigma.min()) > 0
     assert float(sigma.max()) <= 1
     assert abs(float(sigma.mean()) - 0.5) < 0.02
-    shifted = shift_sigma(jnp.array([0.0, 0.5, 1.0]), 3.0)
-    np.testing.assert_allclose(shifted, [0.0, 0.75, 1.0])
 
 
 @pytest.mark.parametrize("steps", [1, 2, 7])

@@ -55,13 +55,6 @@ def test_plans_that_make_no_sense_are_refused():
         TokenPlan((Group("a", 1), Group("b", 1)), ((True, True),))
 
 
-def test_expert_lengths_count_the_last_tokens():
-    plan = TokenPlan.from_rule([Group("a", 3), Group("b", 2, expert=1)], lambda q, k: True)
-    assert plan.expert_lengths() == {0: 3, 1: 2}
-    assert plan.expert_lengths(3) == {0: 1, 1: 2}
-    assert plan.expert_lengths(2) == {1: 2}
-
-
 def test_at_times_and_its_gradient_are_those_of_indexing():
     random = np.random.default_rng(0)
     table = jnp.asarray(random.standard_normal((2, 3, 4)), jnp.float32)

@@ -23,11 +23,6 @@ def interpolate(
     return (1 - s) * data + s * noise
 
 
-def shift_sigma(sigma: Float[Array, "*b"], shift: float) -> Float[Array, "*b"]:
-    """Moves noise times towards noise by `shift` (1 leaves them), as SD3 and Wan do (arXiv 2403.03206 eq. 23)."""
-    return shift * sigma / (1 + (shift - 1) * sigma)
-
-
 @dataclasses.dataclass(frozen=True)
 class VelocityPrediction:
     """The network's output is the velocity; the loss is its plain squared error."""

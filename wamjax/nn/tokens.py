@@ -66,12 +66,6 @@ class TokenPlan:
         """Number of tokens."""
         return sum(group.length for group in self.groups)
 
-    def expert_lengths(self, tokens: int | None = None) -> dict[int, int]:
-        """Number of tokens of each expert among the last `tokens` ones (default: all of them)."""
-        experts = np.repeat([g.expert for g in self.groups], [g.length for g in self.groups])
-        experts = experts[self.length - (self.length if tokens is None else tokens) :]
-        return {int(e): int((experts == e).sum()) for e in np.unique(experts)}
-
     @functools.cached_property
     def mask(self) -> np.ndarray:
         """The dense visibility (n, n) without segments; for the reference attention and for counting."""

@@ -37,27 +37,26 @@ def init_state(
     policy: Policy, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh, rules: Rules
 ) -> TrainState:
     """A fresh state, created where it belongs on the mesh."""
-
-    def create() -> TrainState:
-        params = policy.init(jax.random.key(seed))
-        return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
-
+    create = _creator(policy, optimizer, seed)
     return jax.jit(create, out_shardings=shardings(jax.eval_shape(create), rules, mesh))()
 
 
 def abstract_state(policy: Policy, optimizer: optax.GradientTransformation, mesh: Mesh, rules: Rules) -> TrainState:
     """Shapes and shardings of the state, without creating it."""
-
-    def create() -> TrainState:
-        params = policy.init(jax.random.key(0))
-        return TrainState(jnp.zeros((), jnp.int32), params, params, optimizer.init(params))
-
-    shapes = jax.eval_shape(create)
+    shapes = jax.eval_shape(_creator(policy, optimizer, seed=0))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
         shardings(shapes, rules, mesh),
     )
+
+
+def _creator(policy: Policy, optimizer: optax.GradientTransformation, seed: int) -> Callable[[], TrainState]:
+    def create() -> TrainState:
+        params = policy.init(jax.random.key(seed))
+        return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+
+    return create
 
 
 def total_loss(
