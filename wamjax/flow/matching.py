@@ -27,10 +27,6 @@ def interpolate(
 class VelocityPrediction:
     """The network's output is the velocity; the loss is its plain squared error."""
 
-    def around(self, output: Array, guess: Array | float) -> Array:
-        """The prediction of a network that outputs only the deviation from a guess of the data."""
-        return output - guess
-
     def velocity(self, output: Array, x: Array, sigma: Array) -> Array:
         """Velocity (b, n, c) implied by the network's output for the noisy sample `x` at `sigma` (b,)."""
         del x, sigma
@@ -54,10 +50,6 @@ class DataPrediction:
     """
 
     floor: float = 0.25
-
-    def around(self, output: Array, guess: Array | float) -> Array:
-        """The prediction of a network that outputs only the deviation from a guess of the data."""
-        return output + guess
 
     def velocity(self, output: Array, x: Array, sigma: Array) -> Array:
         """Velocity (b, n, c) implied by the network's output for the noisy sample `x` at `sigma` (b,) > 0."""

@@ -201,8 +201,7 @@ class SmallWAM:
         del frozen
         noisy = {n: interpolate(encoded[n], draws.noise[n], draws.sigma[n]) for n in self._denoised}
         inputs = {n: encoded[n] for n in CONTEXT} | noisy
-        guess = self._standing_still(encoded["observation"])
-        outputs = self._predict(params, self._names, inputs, self._times(draws.sigma), guess)
+        outputs, _ = self._forward(params, self._names, inputs, self._times(draws.sigma))
         terms = {}
         for name in self._denoised:
             error = self._prediction(name).squared_error(
@@ -312,23 +311,6 @@ class SmallWAM:
         result: Any = self.network.apply({"params": params}, inputs, sigma, ids, plan, cache)
         return result
 
-    def _predict(
-        self,
-        params: Params,
-        names: tuple[str, ...],
-        inputs: Streams,
-        sigma: Array,
-        guess: Streams,
-        cache: Cache | None = None,
-    ) -> Streams:
-        """Predictions for the denoised inputs; the network itself only says how they deviate from the guess."""
-        outputs, _ = self._forward(params, names, inputs, sigma, cache)
-        return {n: self._prediction(n).around(output, guess.get(n, 0.0)) for n, output in outputs.items()}
-
-    def _standing_still(self, observation: Float[Array, "b n c"]) -> Streams:
-        """A first guess of the future: the current frames stay, so that only what moves has to be learned."""
-        return {"video": jnp.tile(observation, (1, 1, self.shapes.future))}
-
     def _sample(
         self,
         params: Params,
@@ -343,7 +325,6 @@ class SmallWAM:
         """Denoises phase after phase; the context, and what a phase made, are computed once and cached for the next."""
         latents = self.config.codec.encode(frozen["codec"], observation["frames"])
         context = self._context(state.language, normalise(frozen["state"], observation["state"]), latents)
-        guess = self._standing_still(context["observation"])
         names: tuple[str, ...] = CONTEXT
         clean = jnp.zeros((state.language.shape[0], 3))
         cache = self._forward(params, names, context, clean)[1]
@@ -354,7 +335,7 @@ class SmallWAM:
             def velocity(
                 x: Streams, sigma: dict[str, Array], names: tuple[str, ...] = names, cache: Cache = cache
             ) -> Streams:
-                outputs = self._predict(params, names, x, self._times(sigma), guess, cache)
+                outputs, _ = self._forward(params, names, x, self._times(sigma), cache)
                 return {n: self._prediction(n).velocity(outputs[n], x[n], sigma[n]) for n in x}
 
             nodes = dict.fromkeys(phase, sigma_nodes(steps))
