@@ -1,5 +1,6 @@
 """The launch scripts: they parse, they explain themselves, and their jobs leave no process behind."""
 
+import functools
 import os
 import re
 import shutil
@@ -76,7 +77,9 @@ def script(tmp_path: Path, body: str) -> subprocess.Popen:
     head = f"set -euo pipefail; python={sys.executable}; source {ROOT}/launch/jobs.sh; hold {tmp_path}/run"
     pipe = subprocess.PIPE
     command = ["bash", "-c", f"{head}\n{body}"]
-    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    # A shell never traps a signal that was ignored when it started, as SIGINT is for whatever runs in the background.
+    restore = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True, preexec_fn=restore)
 
 
 def alive(pid: int) -> bool:

@@ -226,7 +226,10 @@ def test_the_schedule_warms_up_stays_and_falls():
 
 
 def test_only_kernels_decay():
-    params = {"a": {"kernel": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)}, "position": np.ones((2, 2))}
+    params = {
+        "a": {"kernel": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)},
+        "position": np.ones((2, 2), np.float32),
+    }
     optimizer = make_optimizer(OptimizerConfig(warmup_steps=0, weight_decay=0.5), 10)
     still = jax.tree.map(np.zeros_like, params)
     updates, _ = optimizer.update(still, optimizer.init(params), params)
