@@ -23,18 +23,12 @@ OPEN_LOOP_BATCHES, OPEN_LOOP_BATCH, CLIPS = 8, 16, 4
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
+    from wamjax.cli.main import add_config_arguments
+
     who = parser.add_mutually_exclusive_group(required=True)
     who.add_argument("--checkpoint", metavar="RUN", help="run folder of `wamjax train`")
     who.add_argument("--actor", choices=("random", "expert"), help="a scripted actor instead of a policy")
-    parser.add_argument("--config", metavar="FILE", help="experiment file; needed with --actor")
-    parser.add_argument(
-        "--set",
-        metavar="KEY=VALUE",
-        dest="overrides",
-        action="append",
-        default=[],
-        help="change one key, e.g. --set evaluation.episodes_per_task=50 (repeatable)",
-    )
+    add_config_arguments(parser, required=False)  # --config goes with --actor; a checkpoint carries its own
     parser.add_argument("--data", metavar="DIR", help="training dataset; its instances are refused as test instances")
     parser.add_argument(
         "--seeds",
