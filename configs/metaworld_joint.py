@@ -18,6 +18,6 @@ def get_config() -> ConfigDict:
                 "action_horizon": 8,
                 "images": "true",
             },
-            "train": {"steps": 4200, "batch_size": 32, "optimizer": {"learning_rate": 1e-3}},
+            "train": {"steps": 3000, "batch_size": 32, "optimizer": {"name": "muon", "learning_rate": 3e-3}},
         }
     )

@@ -11,7 +11,7 @@ from wamjax.nn.stack import Expert, StackConfig
 from wamjax.nn.tokens import TokenIds, TokenPlan
 from wamjax.policies.contract import Pass
 
-STREAMS = (Stream("context", 96, 32), Stream("action", 64, 48, denoised=True))
+STREAMS = (Stream("context", 96, 32), Stream("action", 64, 48, outputs=48))
 
 
 def network(layers: int) -> StreamTransformer:

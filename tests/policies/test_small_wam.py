@@ -36,7 +36,9 @@ def losses(policy, params, frozen, batch, seed=0):
 @functools.cache
 def forward(policy: SmallWAM):
     """The network over the whole training sequence."""
-    return jax.jit(lambda params, inputs, sigma: policy._forward(params, policy._names, inputs, sigma)[0])
+    return jax.jit(
+        lambda params, inputs, sigma: policy._forward(params, policy._names, inputs, sigma, inputs["observation"])[0]
+    )
 
 
 def observation(batch):
@@ -144,6 +146,21 @@ def test_imagination_gives_frames_of_every_view(make, frozen, batch, paradigm):
     video = compiled(policy, "imagine")(params, frozen, policy.reset(params, frozen, now), now, draws)
     assert video.shape == (3, 2, 2, 8, 8, 3)
     assert video.dtype == jnp.uint8
+
+
+def test_video_may_keep_the_current_frame_or_the_noisy_one(make, frozen, batch):
+    """A readout of nothing but "keep" gives back what is to be kept, in every later frame."""
+    policy, params = make("joint")
+    channels, future = policy.config.codec.channels, policy.shapes.future
+    encoded = encode(policy, frozen, batch)
+    noisy = {n: jax.random.normal(jax.random.key(0), encoded[n].shape) for n in ("video", "action")}
+    inputs = {n: encoded[n] for n in ("language", "state", "observation")} | noisy
+    now = jnp.tile(encoded["observation"], future)
+    for kept, expected in (((1.0, 0.0), now), ((0.0, 1.0), noisy["video"]), ((0.5, 2.0), now / 2 + 2 * noisy["video"])):
+        read = {"kernel": jnp.zeros((16, future * (channels + 2))), "bias": jnp.zeros(future * (channels + 2))}
+        read["bias"] = read["bias"].at[future * channels :].set(jnp.repeat(jnp.asarray(kept), future))
+        outputs = forward(policy)(params | {"read_video": read}, inputs, jnp.full((3, 3), 0.5))
+        np.testing.assert_allclose(outputs["video"], expected, rtol=1e-6, atol=1e-6)
 
 
 def test_action_only_has_no_video(make, frozen, batch):

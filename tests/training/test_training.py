@@ -23,7 +23,7 @@ from wamjax.errors import NonFiniteLoss, UserError
 from wamjax.training import checkpoint
 from wamjax.training.checkpoint import Checkpoints, naming_full_disk
 from wamjax.training.metrics import MetricWriter
-from wamjax.training.optimizer import OptimizerConfig, make_optimizer, schedule
+from wamjax.training.optimizer import OPTIMIZERS, OptimizerConfig, make_optimizer, schedule
 
 ROOT = Path(wamjax.__file__).parents[1]
 SMALL = (
@@ -225,18 +225,39 @@ def test_the_schedule_warms_up_stays_and_falls():
     assert np.isfinite([float(schedule(OptimizerConfig(), 1)(step)) for step in (0, 1)]).all()
 
 
-def test_only_kernels_decay():
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_only_kernels_decay(name):
     params = {
         "a": {"kernel": np.ones((2, 2), np.float32), "bias": np.ones(2, np.float32)},
+        "blocks": {"kernel": np.ones((3, 2, 2), np.float32), "bias": np.ones((3, 2), np.float32)},
         "position": np.ones((2, 2), np.float32),
     }
-    optimizer = make_optimizer(OptimizerConfig(warmup_steps=0, weight_decay=0.5), 10)
+    optimizer = make_optimizer(OptimizerConfig(name, warmup_steps=0, weight_decay=0.5), 10)
     still = jax.tree.map(np.zeros_like, params)
     updates, _ = optimizer.update(still, optimizer.init(params), params)
     changed = optax.apply_updates(params, updates)
-    assert (changed["a"]["kernel"] < 1).all()
-    np.testing.assert_array_equal(changed["a"]["bias"], 1)
+    for layer in ("a", "blocks"):
+        np.testing.assert_allclose(changed[layer]["kernel"], 1 - 0.5e-3, rtol=1e-6)
+        np.testing.assert_array_equal(changed[layer]["bias"], 1)
     np.testing.assert_array_equal(changed["position"], 1)
+
+
+def test_muon_orthogonalises_the_stacked_kernels_one_by_one():
+    """All singular values of an update come out near that of AdamW-sized updates, 0.2 x rate x sqrt(longer side)."""
+    random = np.random.default_rng(0)
+    params = {"blocks": {"kernel": random.standard_normal((3, 8, 32)).astype(np.float32)}}
+    grads = jax.tree.map(lambda x: np.asarray([1e-3, 1, 1e3], np.float32)[:, None, None] * x, params)
+    config = OptimizerConfig("muon", learning_rate=1.0, warmup_steps=0, weight_decay=0.0)
+    optimizer = make_optimizer(config, 10)
+    updates, _ = optimizer.update(grads, optimizer.init(params), params)
+    scales = np.linalg.svd(updates["blocks"]["kernel"], compute_uv=False) / (0.2 * np.sqrt(32))
+    assert (scales > 0.6).all()
+    assert (scales < 1.3).all()
+
+
+def test_unknown_optimizers_are_named():
+    with pytest.raises(UserError, match="'lion': use one of adamw, muon"):
+        OptimizerConfig("lion")
 
 
 def test_records_after_the_restored_step_are_dropped(tmp_path):

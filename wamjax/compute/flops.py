@@ -60,7 +60,7 @@ def forward(network: StreamTransformer, plan: TokenPlan, queries: int) -> Flops:
         stream, expert = streams[group.stream], stack.experts[group.expert]
         block = 4 * inner * expert.width + 2 * expert.width * expert.mlp
         matmul += 2 * computed * stack.layers * block
-        matmul += 2 * computed * stream.channels * expert.width * (1 + stream.denoised)
+        matmul += 2 * computed * (stream.channels + stream.outputs) * expert.width
     pair = 4 * inner * stack.layers
     return Flops(matmul, pair * plan.pairs(queries), pair * queries * plan.length)
 

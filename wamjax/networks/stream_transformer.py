@@ -34,14 +34,14 @@ class Stream:
         length: tokens per sample.
         channels: channels per token.
         expert: the expert that processes it.
-        denoised: whether the network reads out a prediction for it.
+        outputs: channels of the prediction that the network reads out for it; 0 where it is only read.
     """
 
     name: str
     length: int
     channels: int
     expert: int = 0
-    denoised: bool = False
+    outputs: int = 0
 
     def group(self) -> Group:
         """The stream's group in a token plan."""
@@ -49,7 +49,7 @@ class Stream:
 
 
 class StreamTransformer(nn.Module):
-    """Embeds streams, runs the stack, predicts the denoised streams.
+    """Embeds streams, runs the stack, reads out the streams that have outputs.
 
     Attributes:
         streams: all streams the network knows, in sequence order.
@@ -77,7 +77,7 @@ class StreamTransformer(nn.Module):
             cache: keys and values of the plan's first groups.
 
         Returns:
-            Predictions for the denoised streams among the inputs, and the cache extended by the inputs.
+            What was read out of the inputs that have outputs (b, n, outputs), and the cache extended by the inputs.
         """
         present = [stream for stream in self.streams if stream.name in inputs]
         embedded = {stream.name: self._embed(stream, inputs[stream.name]) for stream in present}
@@ -90,7 +90,7 @@ class StreamTransformer(nn.Module):
         for stream in present:
             first = start[stream.expert]
             start[stream.expert] = first + stream.length
-            if stream.denoised:
+            if stream.outputs:
                 outputs[stream.name] = self._read(stream, tokens[stream.expert][:, first : first + stream.length])
         return outputs, cache
 
@@ -100,4 +100,4 @@ class StreamTransformer(nn.Module):
         return Linear(width, name=f"embed_{stream.name}")(x) + position.astype(x.dtype)
 
     def _read(self, stream: Stream, x: Array) -> Array:
-        return Linear(stream.channels, kernel_init=nn.initializers.zeros, name=f"read_{stream.name}")(rms_norm(x))
+        return Linear(stream.outputs, kernel_init=nn.initializers.zeros, name=f"read_{stream.name}")(rms_norm(x))

@@ -100,8 +100,8 @@ class SmallWAM:
             Stream("language", 1, c.language_width),
             Stream("state", 1, s.state),
             Stream("observation", patches, c.codec.channels),
-            Stream("video", patches, s.future * c.codec.channels, denoised=True),
-            Stream("action", s.horizon, s.action, denoised=True),
+            Stream("video", patches, s.future * c.codec.channels, outputs=s.future * (c.codec.channels + 2)),
+            Stream("action", s.horizon, s.action, outputs=s.action),
         )
         return tuple(stream for stream in every if stream.name in CONTEXT or stream.name in self._paradigm.sees)
 
@@ -133,7 +133,7 @@ class SmallWAM:
 
     @property
     def _denoised(self) -> tuple[str, ...]:
-        return tuple(stream.name for stream in self.streams if stream.denoised)
+        return tuple(stream.name for stream in self.streams if stream.outputs)
 
     # ---- parameters ----
 
@@ -201,7 +201,7 @@ class SmallWAM:
         del frozen
         noisy = {n: interpolate(encoded[n], draws.noise[n], draws.sigma[n]) for n in self._denoised}
         inputs = {n: encoded[n] for n in CONTEXT} | noisy
-        outputs, _ = self._forward(params, self._names, inputs, self._times(draws.sigma))
+        outputs, _ = self._forward(params, self._names, inputs, self._times(draws.sigma), encoded["observation"])
         terms = {}
         for name in self._denoised:
             error = self._prediction(name).squared_error(
@@ -303,13 +303,39 @@ class SmallWAM:
         return jnp.stack([clean, sigma.get("video", clean), sigma.get("action", clean)], axis=1)
 
     def _forward(
-        self, params: Params, names: tuple[str, ...], inputs: Streams, sigma: Array, cache: Cache | None = None
+        self,
+        params: Params,
+        names: tuple[str, ...],
+        inputs: Streams,
+        sigma: Array,
+        observation: Float[Array, "b n c"],
+        cache: Cache | None = None,
     ) -> tuple[Streams, Cache]:
-        """The network over the sequence of the named streams, of which `inputs` are the last and `cache` the others."""
+        """Predictions over the sequence of the named streams, of which `inputs` are the last and `cache` the others."""
         plan = self.plan(names)
         ids = TokenIds.of(plan, sigma.shape[0], TIME_OF)
         result: Any = self.network.apply({"params": params}, inputs, sigma, ids, plan, cache)
-        return result
+        outputs, extended = result
+        if "video" in outputs:
+            outputs["video"] = self._compose(outputs["video"], inputs["video"], observation)
+        return outputs, extended
+
+    def _compose(
+        self, readout: Float[Array, "b n o"], noisy: Float[Array, "b n tc"], observation: Float[Array, "b n c"]
+    ) -> Float[Array, "b n tc"]:
+        """The video prediction: new content, plus shares of the current frame and of the noisy sample.
+
+        The shares are scalars per patch and frame, read out like the content. What stands still, or is hardly noisy,
+        so need not pass through a network narrower than its patches (compositing as in arXiv 1605.07157).
+        """
+        times, channels = self.shapes.future, self.config.codec.channels
+        content, of_observation, of_noisy = jnp.split(readout, [times * channels, times * (channels + 1)], axis=-1)
+
+        def frames(x: Array) -> Array:
+            return x.reshape(*x.shape[:2], times, channels)
+
+        kept = of_observation[..., None] * observation[:, :, None] + of_noisy[..., None] * frames(noisy)
+        return (frames(content) + kept).reshape(noisy.shape)
 
     def _sample(
         self,
@@ -327,7 +353,8 @@ class SmallWAM:
         context = self._context(state.language, normalise(frozen["state"], observation["state"]), latents)
         names: tuple[str, ...] = CONTEXT
         clean = jnp.zeros((state.language.shape[0], 3))
-        cache = self._forward(params, names, context, clean)[1]
+        now = context["observation"]
+        cache = self._forward(params, names, context, clean, now)[1]
         result: Streams = {}
         for phase in phases:
             names = names + phase
@@ -335,13 +362,13 @@ class SmallWAM:
             def velocity(
                 x: Streams, sigma: dict[str, Array], names: tuple[str, ...] = names, cache: Cache = cache
             ) -> Streams:
-                outputs, _ = self._forward(params, names, x, self._times(sigma), cache)
+                outputs, _ = self._forward(params, names, x, self._times(sigma), now, cache)
                 return {n: self._prediction(n).velocity(outputs[n], x[n], sigma[n]) for n in x}
 
             nodes = dict.fromkeys(phase, sigma_nodes(steps))
             sampled = euler(velocity, {n: draws.noise[n] for n in phase}, nodes, known)
             if phase != phases[-1]:
-                cache = self._forward(params, names, sampled, clean, cache)[1]
+                cache = self._forward(params, names, sampled, clean, now, cache)[1]
             result = result | sampled
         return result
 
