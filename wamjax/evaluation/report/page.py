@@ -150,15 +150,11 @@ def imagination(run: Run, notes: list[str]) -> dict[str, Any] | None:
     if variant is None:
         return None
     measures = {m: variant.open_loop[m] for m in ("psnr", "ssim") if variant.open_loop.get(m)}
-    psnr = measures["psnr"]
-    cameras = list(psnr["imagined"])
-    better = [c for c in cameras if psnr["imagined"][c] > psnr.get("copy_last", {}).get(c, math.inf)]
     folder = variant.folder / "open_loop"
     return {
         "variant": variant,
-        "cameras": cameras,
+        "cameras": list(measures["psnr"]["imagined"]),
         "measures": measures,
-        "better": better,
         "clips": [uri for clip in variant.open_loop.get("clips", []) if (uri := _shown(folder, clip, run, notes))],
     }
 

@@ -14,6 +14,7 @@ LABELS = {
     "inverse_dynamics": "Inverse dynamics",
     "action_only": "Action-only",
 }
+MEASURES = {"psnr": "PSNR, which forgives blur,", "ssim": "SSIM, which compares structure,"}
 # What an actor is, in one line; actors without an entry stand alone.
 MEANINGS = {
     "joint": "imagines video and actions together",
@@ -90,12 +91,33 @@ def number(value: Any, digits: int = 3) -> str:
     return f"{value:.{digits}g}" if isinstance(value, int | float) else "–"
 
 
+def against_copying(measure: str, values: Mapping[str, Mapping[str, float | None]]) -> str:
+    """Whether imagined frames are nearer to what happened than a copy of the last frame, camera by camera."""
+    imagined, copied = values["imagined"], values.get("copy_last", {})
+    margins = {camera: _known(value) - _known(copied.get(camera)) for camera, value in imagined.items()}
+    nearer = [camera for camera, margin in margins.items() if margin > 0]  # an unknown margin is no better
+    others = [camera for camera in margins if camera not in nearer]
+    than = "to what happened than a copy of the last frame is"
+    if not others:
+        verdict = f"its frames are nearer {than}, on {'both cameras' if len(nearer) == 2 else 'every camera'}"
+    elif nearer:
+        verdict = f"its frames are nearer {than} on {', '.join(nearer)}, but not on {', '.join(others)}"
+    else:
+        verdict = f"its frames are no nearer {than}"
+    return f"By {MEASURES[measure]} {verdict}."
+
+
+def _known(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
 def pretty(value: Any) -> str:
     """Indented JSON."""
     return json.dumps(value, indent=2, ensure_ascii=False)
 
 
 FILTERS = {
+    "against_copying": against_copying,
     "css": css,
     "duration": duration,
     "label": label,
