@@ -18,7 +18,9 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from wamjax.flow.matching import Prediction, interpolate, prediction, uniform_sigma
-from wamjax.flow.samplers import Streams, euler, sigma_nodes
+from wamjax.flow.samplers import Streams, sample
+from wamjax.flow.schedules import uniform_nodes
+from wamjax.flow.solvers import euler
 from wamjax.networks.bag_of_words import bag_of_words
 from wamjax.networks.patch_codec import PatchCodec
 from wamjax.networks.stream_transformer import Stream, StreamTransformer
@@ -365,8 +367,8 @@ class SmallWAM:
                 outputs, _ = self._forward(params, names, x, self._times(sigma), now, cache)
                 return {n: self._prediction(n).velocity(outputs[n], x[n], sigma[n]) for n in x}
 
-            nodes = dict.fromkeys(phase, sigma_nodes(steps))
-            sampled = euler(velocity, {n: draws.noise[n] for n in phase}, nodes, known)
+            solvers = dict.fromkeys(phase, euler(uniform_nodes(steps)))
+            sampled = sample(velocity, {n: draws.noise[n] for n in phase}, solvers, known)
             if phase != phases[-1]:
                 cache = self._forward(params, names, sampled, clean, now, cache)[1]
             result = result | sampled
