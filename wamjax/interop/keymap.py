@@ -1,0 +1,139 @@
+"""Key maps: a table from our parameter paths to the tensors of a published layout, read in both directions.
+
+A map names, for every leaf of ours, the tensor (or, for leaves stacked by layer, the tensors) it comes from and how
+its axes lie there. Import and export are the same table read forwards and backwards; both are strict.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from wamjax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a tensor's axes lie in the published layout.
+
+    Attributes:
+        order: our axes, taken from theirs; both without the axes of length one named below.
+        theirs_alone, ours_alone: positions of axes of length one that only the one or the other has.
+    """
+
+    order: tuple[int, ...]
+    theirs_alone: tuple[int, ...] = ()
+    ours_alone: tuple[int, ...] = ()
+
+    def ours(self, tensor: np.ndarray) -> np.ndarray:
+        """Their tensor in our axes."""
+        return np.expand_dims(np.squeeze(tensor, self.theirs_alone).transpose(self.order), self.ours_alone)
+
+    def theirs(self, leaf: np.ndarray) -> np.ndarray:
+        """Our leaf in their axes."""
+        return np.expand_dims(np.squeeze(leaf, self.ours_alone).transpose(np.argsort(self.order)), self.theirs_alone)
+
+
+VECTOR = Layout((0,))
+TABLE = Layout((0, 1))
+LINEAR = Layout((1, 0))
+"""(out, in) there, (in, out) here."""
+CONV = Layout((2, 3, 4, 1, 0))
+"""(out, in, t, h, w) there, (t, h, w, in, out) here."""
+CONV_2D = Layout((2, 3, 1, 0), ours_alone=(0,))
+"""(out, in, h, w) there, (1, h, w, in, out) here."""
+SCALE_2D, SCALE_3D = Layout((0,), theirs_alone=(1, 2)), Layout((0,), theirs_alone=(1, 2, 3))
+"""(c, 1, 1) or (c, 1, 1, 1) there, (c) here."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where a leaf comes from.
+
+    Attributes:
+        keys: one tensor, or one per layer of a stacked leaf.
+        layout: of each of them.
+        stacked: whether the leaf has a leading layer axis.
+    """
+
+    keys: tuple[str, ...]
+    layout: Layout
+    stacked: bool = False
+
+
+KeyMap = Mapping[str, Source]
+"""Our paths, joined by "/", to their sources."""
+
+
+def to_ours(keymap: KeyMap, tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Nested parameters from published tensors.
+
+    Args:
+        keymap: the table. tensors: all tensors of the source.
+        shapes: the shape of every leaf that the network has, by path.
+
+    Raises:
+        UserError: names what is missing, unexpected or misshapen.
+    """
+    complain("tensors", missing=_keys(keymap) - set(tensors), unexpected=set(tensors) - _keys(keymap))
+    complain("parameters", missing=set(shapes) - set(keymap), unexpected=set(keymap) - set(shapes))
+    leaves = {}
+    for path, source in keymap.items():
+        parts = [source.layout.ours(np.asarray(tensors[key])) for key in source.keys]
+        leaves[path] = np.stack(parts) if source.stacked else parts[0]
+    wrong = [f"{p} {leaves[p].shape}, not {shapes[p]}" for p in keymap if leaves[p].shape != tuple(shapes[p])]
+    complain("shapes", misshapen=wrong)
+    return nest(leaves)
+
+
+def to_theirs(keymap: KeyMap, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Published tensors from nested parameters; a UserError names what does not fit the table."""
+    leaves = flatten(params)
+    complain("parameters", missing=set(keymap) - set(leaves), unexpected=set(leaves) - set(keymap))
+    tensors = {}
+    for path, source in keymap.items():
+        parts = leaves[path] if source.stacked else [leaves[path]]
+        for key, part in zip(source.keys, parts, strict=True):
+            tensors[key] = np.ascontiguousarray(source.layout.theirs(np.asarray(part)))
+    return tensors
+
+
+def complain(what: str, **problems: Iterable[str]) -> None:
+    """Raises one UserError that lists the problems, if there are any."""
+    found = {name: sorted(items) for name, items in problems.items() if items}
+    if found:
+        parts = [
+            f"{len(items)} {name} ({', '.join(items[:3])}{', ...' * (len(items) > 3)})" for name, items in found.items()
+        ]
+        raise UserError(f"the {what} do not fit this network: {'; '.join(parts)}")
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leaves of a nested dict by path."""
+    leaves: dict[str, Any] = {}
+    for name, value in tree.items():
+        leaves |= flatten(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {prefix + name: value}
+    return leaves
+
+
+def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for path, value in leaves.items():
+        *folders, name = path.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[name] = value
+    return tree
+
+
+def _few(items: list[str]) -> str:
+    return ", ".join(items[:3] + ["..."] * (len(items) > 3))
+
+
+def _keys(keymap: KeyMap) -> set[str]:
+    return {key for source in keymap.values() for key in source.keys}
