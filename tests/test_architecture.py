@@ -10,7 +10,19 @@ import pytest
 import wamjax
 
 PACKAGE = Path(wamjax.__file__).parent
-ROOMS = ("nn", "flow", "networks", "data", "policies", "compute", "sharding", "training", "interop", "evaluation", "cli")
+ROOMS = (
+    "nn",
+    "flow",
+    "networks",
+    "data",
+    "policies",
+    "compute",
+    "sharding",
+    "training",
+    "interop",
+    "evaluation",
+    "cli",
+)
 GROUND = ("errors", "config")
 FILES = sorted(PACKAGE.rglob("*.py"))
 LIGHT = ("nn", "flow", "networks", "policies")
