@@ -139,7 +139,10 @@ def test_folding_orders_channels_colour_column_row():
     [
         (lambda t: t.pop("conv_x", None) or t.pop("encoder.conv_in.bias"), "1 missing \\(encoder.conv_in.bias\\)"),
         (lambda t: t.update(extra=np.zeros(1)), "1 unexpected \\(extra\\)"),
-        (lambda t: t.update({"quant_conv.bias": np.zeros(3)}), "1 misshapen \\(quant/bias \\(3,\\), not \\(8,\\)\\)"),
+        (
+            lambda t: t.update({"quant_conv.bias": np.zeros(3)}),
+            "1 misshapen \\(quant_conv.bias \\(3,\\), not \\(8,\\)\\)",
+        ),
     ],
 )
 def test_sources_that_do_not_fit_are_named(change, message):

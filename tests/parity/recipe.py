@@ -30,3 +30,9 @@ def weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.nd
         else:
             tensors[name] = 0.2 * noise
     return tensors
+
+
+def texts(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token numbers (2, 300) below 100, and which of them are present: all of the first row, 37 of the second."""
+    tokens = np.random.default_rng([seed, 1]).integers(0, 100, (2, 300))
+    return tokens, np.arange(300)[None, :] < np.array([[300], [37]])

@@ -1,6 +1,7 @@
-"""Makes the fixtures again from the published code: python tests/parity/regenerate.py (needs torch and diffusers).
+"""Makes the fixtures again from the published code: python tests/parity/regenerate.py
 
-Made with torch 2.13.0 (CPU), diffusers 0.42.1. The fixtures hold shapes of all tensors by name, and outputs.
+Made with torch 2.13.0 (CPU), diffusers 0.42.1 and transformers 5.23.0, which it needs. A fixture holds the shapes of
+all tensors by name, and outputs; weights and inputs are drawn from its seed (recipe.py).
 """
 
 import json
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.parity.recipe import FOLDER, draw, weights
+from tests.parity.recipe import FOLDER, draw, texts, weights
 
 WAN_VAES = {
     "wan21": {"base_dim": 8, "z_dim": 4},
@@ -51,7 +52,50 @@ def wan_vae(name: str, seed: int) -> dict[str, np.ndarray]:
     return fixture
 
 
+UMT5 = {"vocab_size": 100, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 3, "num_heads": 4}
+CLIP = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 28}
+
+
+def umt5(seed: int) -> dict[str, np.ndarray]:
+    """Features of a long text, so that far buckets are met, and of a short one that is padded."""
+    import torch
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    config = UMT5Config(**UMT5, dropout_rate=0, feed_forward_proj="gated-gelu", layer_norm_epsilon=1e-6)
+    model = UMT5EncoderModel(config).eval()
+    shapes = {k: tuple(v.shape) for k, v in model.state_dict().items() if k != "encoder.embed_tokens.weight"}
+    tensors = {key: torch.from_numpy(value) for key, value in weights(shapes, seed).items()}
+    model.load_state_dict(tensors | {"encoder.embed_tokens.weight": tensors["shared.weight"]})
+    tokens, present = texts(seed)
+    with torch.no_grad():
+        output = model(torch.from_numpy(tokens), attention_mask=torch.from_numpy(present).long()).last_hidden_state
+    return {"shapes": np.array(json.dumps(shapes)), "output": output.numpy()}
+
+
+def clip(seed: int) -> dict[str, np.ndarray]:
+    """Features before the last block, and a resized image."""
+    import torch
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    model = CLIPVisionModel(CLIPVisionConfig(**CLIP, patch_size=14, hidden_act="gelu", layer_norm_eps=1e-5)).eval()
+    shapes = {k: tuple(v.shape) for k, v in model.state_dict().items() if not k.endswith("position_ids")}
+    tensors = {key: torch.from_numpy(value) for key, value in weights(shapes, seed).items()}
+    model.load_state_dict(tensors, strict=False)
+    images = torch.from_numpy(draw("images", (3, 28, 28, 3), seed)).permute(0, 3, 1, 2)
+    picture = torch.from_numpy(draw("picture", (2, 37, 19, 3), seed)).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        features = model(images, output_hidden_states=True).hidden_states[-2]
+    resized = torch.nn.functional.interpolate(picture, (28, 28), mode="bicubic", align_corners=False)
+    return {
+        "shapes": np.array(json.dumps(shapes)),
+        "output": features.numpy(),
+        "resized": resized.permute(0, 2, 3, 1).numpy(),
+    }
+
+
 if __name__ == "__main__":
-    for name in WAN_VAES:
-        for seed in (0, 1):
+    for seed in (0, 1):
+        np.savez_compressed(FOLDER / f"umt5_{seed}.npz", **umt5(seed))
+        np.savez_compressed(FOLDER / f"clip_{seed}.npz", **clip(seed))
+        for name in WAN_VAES:
             np.savez_compressed(FOLDER / f"{name}_vae_{seed}.npz", **wan_vae(name, seed))

@@ -54,14 +54,34 @@ class Source:
     """Where a leaf comes from.
 
     Attributes:
-        keys: one tensor, or one per layer of a stacked leaf.
+        keys: one tensor; for a stacked leaf those of one layer after the other.
         layout: of each of them.
         stacked: whether the leaf has a leading layer axis.
+        joined: how many tensors lie side by side in our last axis.
     """
 
     keys: tuple[str, ...]
     layout: Layout
     stacked: bool = False
+    joined: int = 1
+
+    def shapes(self, leaf: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+        """Shapes of their tensors for the shape of our leaf."""
+        *axes, last = leaf[1:] if self.stacked else leaf
+        part = np.broadcast_to(0, (*axes, last // self.joined))
+        return dict.fromkeys(self.keys, self.layout.theirs(part).shape)
+
+    def ours(self, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Our leaf of their tensors."""
+        parts = [self.layout.ours(np.asarray(tensors[key])) for key in self.keys]
+        layers = [np.concatenate(parts[i : i + self.joined], axis=-1) for i in range(0, len(parts), self.joined)]
+        return np.stack(layers) if self.stacked else layers[0]
+
+    def theirs(self, leaf: np.ndarray) -> dict[str, np.ndarray]:
+        """Their tensors of our leaf."""
+        layers = leaf if self.stacked else leaf[None]
+        parts = [part for layer in layers for part in np.split(layer, self.joined, axis=-1)]
+        return {key: np.ascontiguousarray(self.layout.theirs(part)) for key, part in zip(self.keys, parts, strict=True)}
 
 
 KeyMap = Mapping[str, Source]
@@ -80,24 +100,21 @@ def to_ours(keymap: KeyMap, tensors: Mapping[str, np.ndarray], shapes: Mapping[s
     """
     complain("tensors", missing=_keys(keymap) - set(tensors), unexpected=set(tensors) - _keys(keymap))
     complain("parameters", missing=set(shapes) - set(keymap), unexpected=set(keymap) - set(shapes))
-    leaves = {}
-    for path, source in keymap.items():
-        parts = [source.layout.ours(np.asarray(tensors[key])) for key in source.keys]
-        leaves[path] = np.stack(parts) if source.stacked else parts[0]
-    wrong = [f"{p} {leaves[p].shape}, not {shapes[p]}" for p in keymap if leaves[p].shape != tuple(shapes[p])]
-    complain("shapes", misshapen=wrong)
-    return nest(leaves)
+    expected = {key: shape for path, source in keymap.items() for key, shape in source.shapes(shapes[path]).items()}
+    wrong = [
+        f"{key} {tensors[key].shape}, not {shape}" for key, shape in expected.items() if tensors[key].shape != shape
+    ]
+    complain("tensors", misshapen=wrong)
+    return nest({path: source.ours(tensors) for path, source in keymap.items()})
 
 
 def to_theirs(keymap: KeyMap, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """Published tensors from nested parameters; a UserError names what does not fit the table."""
     leaves = flatten(params)
     complain("parameters", missing=set(keymap) - set(leaves), unexpected=set(leaves) - set(keymap))
-    tensors = {}
+    tensors: dict[str, np.ndarray] = {}
     for path, source in keymap.items():
-        parts = leaves[path] if source.stacked else [leaves[path]]
-        for key, part in zip(source.keys, parts, strict=True):
-            tensors[key] = np.ascontiguousarray(source.layout.theirs(np.asarray(part)))
+        tensors |= source.theirs(np.asarray(leaves[path]))
     return tensors
 
 

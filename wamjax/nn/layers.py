@@ -16,17 +16,21 @@ class Linear(nn.Module):
 
     Attributes:
         features: output width.
-        kernel_init: initializer of the kernel (d_in, d_out); the bias starts at zero.
+        kernel_init: initializer of the kernel (d_in, d_out).
+        bias: whether there is a bias; it starts at zero.
     """
 
     features: int
     kernel_init: Initializer = nn.initializers.lecun_normal()
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        return x @ kernel.astype(x.dtype) + bias.astype(x.dtype)
+        x = x @ kernel.astype(x.dtype)
+        if not self.bias:
+            return x
+        return x + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
 
 
 def rms_norm(x: Float[Array, "*b d"], eps: float = 1e-6) -> Float[Array, "*b d"]:
