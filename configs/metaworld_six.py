@@ -21,6 +21,6 @@ def get_config() -> ConfigDict:
     """The experiment."""
     config = load(Path(__file__).with_name("metaworld_joint.py"))
     config.name = "joint_six"
-    config.train.steps = 4500
-    config.collect = ConfigDict({"tasks": TASKS, "episodes_per_task": 200, "noise": {"stds": (0.0, 0.1, 0.2, 0.3)}})
+    config.train.steps = 3600
+    config.collect = ConfigDict({"tasks": TASKS, "episodes_per_task": 100, "noise": {"stds": (0.0, 0.1, 0.2, 0.3)}})
     return config

@@ -97,8 +97,9 @@ class Checkpoints:
 
 def _read(path: Path, key: str | None = None) -> Any:
     """A saved tree, or one branch of it, as NumPy arrays."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
-        shapes = dict(reader.metadata(path).item_metadata.tree)
+    handler = ocp.PyTreeCheckpointHandler()
+    shapes = dict(handler.metadata(path).tree)  # from the reader below it would warn of a file items lack
+    with ocp.Checkpointer(handler) as reader:
         wanted = shapes if key is None else {key: shapes[key]}
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
         restored = reader.restore(
