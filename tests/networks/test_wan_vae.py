@@ -13,7 +13,7 @@ from tests.parity.recipe import FOLDER, draw, weights
 from wamjax.errors import UserError
 from wamjax.interop.keymap import flatten, to_ours, to_theirs
 from wamjax.interop.wan_vae import keymap
-from wamjax.networks.wan.vae import WAN21_VAE, WAN22_VAE, WanVAE, WanVAEConfig, fold, unfold
+from wamjax.networks.wan.vae import WAN21_VAE, WAN22_VAE, WanVAE, WanVAEConfig, fold, stream, unfold
 
 TINY = {
     "wan21": WanVAEConfig(width=8, decoder_width=8, latent=4),
@@ -106,6 +106,23 @@ def test_a_prefix_of_a_clip_has_the_same_latents_and_frames(name):
     np.testing.assert_allclose(part, whole[:, :2], rtol=0, atol=1e-5)
     frames, first = (run(config, "decode", params, x) for x in (whole, part))
     np.testing.assert_allclose(first, frames[:, :5], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_stream_of_chunks_equals_the_whole_clip(name):
+    _, _, params = fixture(name, 1)
+    vae, side = WanVAE(TINY[name]), 8 * TINY[name].patch
+    clip = draw("clip", (1, 9, side, side, 3), 7)
+    latents = run(TINY[name], "encode", params, clip)
+    chunks = list(stream(vae, params, "encode", (clip[:, :1], clip[:, 1:5], clip[:, 5:])))
+    assert [chunk.shape[1] for chunk in chunks] == [1, 1, 1]
+    np.testing.assert_allclose(np.concatenate(chunks, axis=1), latents, rtol=0, atol=1e-5)
+    frames = run(TINY[name], "decode", params, latents)
+    chunks = list(stream(vae, params, "decode", (latents[:, i : i + 1] for i in range(3))))
+    assert [chunk.shape[1] for chunk in chunks] == [1, 4, 4]
+    np.testing.assert_allclose(np.concatenate(chunks, axis=1), frames, rtol=0, atol=1e-5)
+    with pytest.raises(UserError, match="use 4 n \\+ 0 frames"):
+        list(stream(vae, params, "encode", (clip[:, :1], clip[:, 1:4])))
 
 
 def test_latents_are_normalised_by_the_published_constants():

@@ -1,14 +1,18 @@
 """Wan's causal video autoencoders: 2.1 (16 latent channels, 8x8) and 2.2 (48 channels, 16x16), both 4x in time.
 
-The reference code streams a clip through caches, a frame first and then four at a time. The same numbers come out of
-one pass over the whole clip, without a cache, because every layer is causal and treats frame 0 apart: temporal
-down- and upsampling leave it alone, and upsampling does not even show it to later frames. That pass is what stands
-here (wan/modules/vae.py, wan/modules/vae2_2.py). Pixels are floats in [-1, 1], clips are 4 n + 1 frames long.
+The reference code (wan/modules/vae.py, vae2_2.py) streams a clip through caches, a frame first and then four at a
+time. The same numbers come out of one pass over the whole clip, because every layer is causal and treats frame 0
+apart: temporal down- and upsampling leave it alone, and upsampling does not even show it to later frames. Both ways
+are here. Where the collection "stream" is mutable, layers remember in it the frames that the next chunk needs; see
+`stream`. Pixels are floats in [-1, 1], clips are 4 n + 1 frames long.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -18,6 +22,7 @@ from jaxtyping import Array, Float
 from wamjax.errors import UserError
 
 Video = Float[Array, "b t h w c"]
+Params = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,8 +133,10 @@ class WanVAE(nn.Module):
         """Encodes and decodes; touches every parameter, for `init`."""
         return self.decode(self.encode(video))
 
-    def moments(self, video: Video) -> tuple[Video, Video]:
+    def moments(self, video: Video, first: bool = True) -> tuple[Video, Video]:
         """Mean and log-variance (b, 1 + (t - 1) / 4, h / s, w / s, c) of the raw latents; s is 8 or 16.
+
+        `first` says that the video begins here; a later chunk of a stream has 4 n frames.
 
         Raises:
             UserError: a clip whose length is not 4 n + 1, or whose sides s does not divide.
@@ -137,27 +144,27 @@ class WanVAE(nn.Module):
         c = self.config
         side = c.patch * 2 ** len(c.temporal)
         _, frames, height, width, _ = video.shape
-        if frames % 4 != 1 or height % side or width % side:
+        if frames % 4 != first or height % side or width % side:
             raise UserError(
                 f"a clip of {frames} frames of {height}x{width} pixels cannot be encoded: "
-                f"use 4 n + 1 frames, and sides that are multiples of {side}"
+                f"use 4 n + {int(first)} frames, and sides that are multiples of {side}"
             )
-        mean, log_variance = jnp.split(self.quant(self.encoder(fold(video, c.patch))), 2, axis=-1)
+        mean, log_variance = jnp.split(self.quant(self.encoder(fold(video, c.patch), first)), 2, axis=-1)
         return mean, log_variance
 
-    def encode(self, video: Video) -> Video:
+    def encode(self, video: Video, first: bool = True) -> Video:
         """Normalised latents: the posterior's mean, which is what Wan is trained on."""
-        mean, _ = self.moments(video)
+        mean, _ = self.moments(video, first)
         if not self.config.mean:
             return mean
         return (mean - jnp.asarray(self.config.mean, mean.dtype)) / jnp.asarray(self.config.std, mean.dtype)
 
-    def decode(self, latents: Video) -> Video:
-        """The clip (b, 1 + 4 (t - 1), s h, s w, 3) of normalised latents, clamped to [-1, 1]."""
+    def decode(self, latents: Video, first: bool = True) -> Video:
+        """The clip (b, 1 + 4 (t - 1), s h, s w, 3) of normalised latents, clamped to [-1, 1]; later chunks give 4 t."""
         c = self.config
         if c.mean:
             latents = latents * jnp.asarray(c.std, latents.dtype) + jnp.asarray(c.mean, latents.dtype)
-        return jnp.clip(unfold(self.decoder(self.post_quant(latents)), c.patch), -1, 1)
+        return jnp.clip(unfold(self.decoder(self.post_quant(latents), first), c.patch), -1, 1)
 
 
 class Encoder(nn.Module):
@@ -166,7 +173,7 @@ class Encoder(nn.Module):
     config: WanVAEConfig
 
     @nn.compact
-    def __call__(self, x: Video) -> Video:
+    def __call__(self, x: Video, first: bool) -> Video:
         c = self.config
         x = Conv(c.width, name="conv_in")(x)
         for i, stage in enumerate(c.encoder_stages):
@@ -174,7 +181,7 @@ class Encoder(nn.Module):
             for j in range(c.blocks):
                 x = ResidualBlock(stage.features, name=f"stage_{i}_block_{j}")(x)
             if stage.resample:
-                x = Downsample("time" in stage.resample, name=f"stage_{i}_resample")(x)
+                x = Downsample("time" in stage.resample, name=f"stage_{i}_resample")(x, first)
             x = x + shortcut
         x = Middle(name="middle")(x)
         return Conv(2 * c.latent, name="conv_out")(nn.silu(ChannelNorm(name="norm_out")(x)))
@@ -186,15 +193,15 @@ class Decoder(nn.Module):
     config: WanVAEConfig
 
     @nn.compact
-    def __call__(self, x: Video) -> Video:
+    def __call__(self, x: Video, first: bool) -> Video:
         c = self.config
         x = Middle(name="middle")(Conv(c.decoder_stages[0].features, name="conv_in")(x))
         for i, stage in enumerate(c.decoder_stages):
-            shortcut = repeat(x, stage.resampled, stage.resample) if c.shortcuts and stage.resample else 0
+            shortcut = repeat(x, stage.resampled, stage.resample, first) if c.shortcuts and stage.resample else 0
             for j in range(c.blocks + 1):
                 x = ResidualBlock(stage.features, name=f"stage_{i}_block_{j}")(x)
             if stage.resample:
-                x = Upsample(stage.resampled, "time" in stage.resample, name=f"stage_{i}_resample")(x)
+                x = Upsample(stage.resampled, "time" in stage.resample, name=f"stage_{i}_resample")(x, first)
             x = x + shortcut
         return Conv(3 * c.patch**2, name="conv_out")(nn.silu(ChannelNorm(name="norm_out")(x)))
 
@@ -241,12 +248,17 @@ class Downsample(nn.Module):
     temporal: bool
 
     @nn.compact
-    def __call__(self, x: Video) -> Video:
+    def __call__(self, x: Video, first: bool) -> Video:
         c = x.shape[-1]
         x = Conv(c, (1, 3, 3), (1, 2, 2), padding=((0, 0), (0, 1), (0, 1)), name="conv")(x)
         if not self.temporal:
             return x
         halve = Conv(c, (3, 1, 1), (2, 1, 1), padding=((0, 0),) * 3, name="time_conv")
+        if streaming(self):
+            last = self.variable("stream", "last", lambda: x[:, -1:])
+            previous, last.value = last.value, x[:, -1:]
+            if not first:
+                return halve(jnp.concatenate([previous, x], axis=1))
         return jnp.concatenate([x[:, :1], halve(x)], axis=1)
 
 
@@ -257,12 +269,13 @@ class Upsample(nn.Module):
     temporal: bool
 
     @nn.compact
-    def __call__(self, x: Video) -> Video:
+    def __call__(self, x: Video, first: bool) -> Video:
         if self.temporal:
-            b, t, h, w, c = x.shape
-            pairs = Conv(2 * c, (3, 1, 1), name="time_conv")(x[:, 1:])
-            pairs = jnp.moveaxis(pairs.reshape(b, t - 1, h, w, 2, c), 4, 2).reshape(b, 2 * (t - 1), h, w, c)
-            x = jnp.concatenate([x[:, :1], pairs], axis=1)
+            alone = int(first)
+            b, t, h, w, c = x[:, alone:].shape
+            pairs = Conv(2 * c, (3, 1, 1), name="time_conv")(x[:, alone:])
+            pairs = jnp.moveaxis(pairs.reshape(b, t, h, w, 2, c), 4, 2).reshape(b, 2 * t, h, w, c)
+            x = jnp.concatenate([x[:, :alone], pairs], axis=1)
         x = jnp.repeat(jnp.repeat(x, 2, axis=2), 2, axis=3)
         return Conv(self.features, (1, 3, 3), name="conv")(x)
 
@@ -286,13 +299,30 @@ class Conv(nn.Module):
         t, h, w = self.kernel
         kernel = self.param("kernel", nn.initializers.lecun_normal(), (t, h, w, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        padding = self.padding or ((t - 1, 0), (h // 2, h // 2), (w // 2, w // 2))
-        if x.shape[1] + sum(padding[0]) < t:
+        padding = self.padding or ((0, 0), (h // 2, h // 2), (w // 2, w // 2))
+        if self.padding is None and t > 1:
+            x = self._after_the_past(x, t - 1)
+        if x.shape[1] < t:
             return jnp.zeros((x.shape[0], 0, *x.shape[2:4], self.features), x.dtype)  # too few frames for one output
         x = jax.lax.conv_general_dilated(
             x, kernel.astype(x.dtype), self.strides, padding, dimension_numbers=("NDHWC", "DHWIO", "NDHWC")
         )
         return x + bias.astype(x.dtype)
+
+    def _after_the_past(self, x: Video, frames: int) -> Video:
+        """The frames before this chunk, zeros where there are none, and then the chunk."""
+        zeros = jnp.zeros((x.shape[0], frames, *x.shape[2:]), x.dtype)
+        if not streaming(self):
+            return jnp.concatenate([zeros, x], axis=1)
+        past = self.variable("stream", "past", lambda: zeros)
+        x = jnp.concatenate([past.value, x], axis=1)
+        past.value = x[:, -frames:]
+        return x
+
+
+def streaming(module: nn.Module) -> bool:
+    """Whether the module works on chunks of a longer video."""
+    return module.is_mutable_collection("stream") and not module.is_initializing()
 
 
 class ChannelNorm(nn.Module):
@@ -329,10 +359,33 @@ def average(x: Video, features: int, resample: tuple[str, ...]) -> Video:
     return blocks.reshape(b, t // ft, h // fs, w // fs, features, -1).mean(-1)
 
 
-def repeat(x: Video, features: int, resample: tuple[str, ...]) -> Video:
+def repeat(x: Video, features: int, resample: tuple[str, ...], first: bool) -> Video:
     """Shortcut around an upsampling stage: repeats channels, unfolds them over (t, y, x); frame 0 stays one frame."""
     ft, fs = 1 + ("time" in resample), 1 + ("space" in resample)
     b, t, h, w, c = x.shape
     blocks = jnp.repeat(x, features * ft * fs * fs // c, axis=-1).reshape(b, t, h, w, features, ft, fs, fs)
     frames = blocks.transpose(0, 1, 5, 2, 6, 3, 7, 4).reshape(b, t * ft, h * fs, w * fs, features)
-    return frames[:, ft - 1 :]
+    return frames[:, ft - 1 :] if first else frames
+
+
+def stream(vae: WanVAE, params: Params, method: str, chunks: Iterable[Video]) -> Iterator[Video]:
+    """Encodes or decodes a video chunk by chunk, in memory that does not grow with its length.
+
+    Joined, the results equal those of the whole clip. Two programs are compiled, for the first chunk and for later
+    ones, if the later ones are of one size.
+
+    Args:
+        vae, params: the autoencoder.
+        method: "encode", whose chunks are 4 n + 1 frames and then 4 n each; or "decode", with latents of any number.
+        chunks: consecutive pieces (b, t, h, w, c).
+    """
+
+    @functools.partial(jax.jit, static_argnames="first")
+    def step(params: Params, memory: Params, chunk: Video, first: bool) -> tuple[Video, Params]:
+        result: Any = vae.apply({"params": params, **memory}, chunk, first, method=method, mutable=["stream"])
+        return result
+
+    memory: Params = {}
+    for index, chunk in enumerate(chunks):
+        result, memory = step(params, memory, chunk, first=index == 0)
+        yield result
