@@ -53,6 +53,19 @@ def test_encoding_and_decoding_equal_diffusers(name, seed, clip):
     assert np.mean(np.abs(decoded) == 1) < 0.5, "a saturated clip compares nothing"
 
 
+@pytest.mark.parametrize("name", TINY)
+def test_weights_in_the_original_layout_give_the_original_results(name):
+    stored = dict(np.load(FOLDER / f"{name}_vae_original.npz"))
+    tensors = weights(json.loads(str(stored["shapes"])), 5)
+    params = to_ours(keymap(TINY[name], "original"), tensors, shapes_of(TINY[name]))
+    latents = run(TINY[name], "encode", params, draw("clip", stored["decoded"].shape, 5))
+    np.testing.assert_allclose(latents, stored["latents"], rtol=0, atol=5e-5)
+    decoded = run(TINY[name], "decode", params, latents)
+    np.testing.assert_allclose(decoded, stored["decoded"], rtol=0, atol=5e-5)
+    again = to_theirs(keymap(TINY[name], "original"), params)
+    assert all(np.array_equal(again[key], tensor) for key, tensor in tensors.items())
+
+
 @pytest.mark.parametrize(("name", "seed"), CASES[::2])
 def test_export_gives_back_what_was_imported(name, seed):
     _, tensors, params = fixture(name, seed)

@@ -1,9 +1,13 @@
-"""Makes the fixtures again from the published code: python tests/parity/regenerate.py
+"""Makes the fixtures again from the published code:
 
-Made with torch 2.13.0 (CPU), diffusers 0.42.1 and transformers 5.23.0, which it needs. A fixture holds the shapes of
+    python tests/parity/regenerate.py WAN21/wan/modules/vae.py WAN22/wan/modules/vae2_2.py
+
+Made with torch 2.13.0 (CPU), diffusers 0.42.1 and transformers 5.23.0, which it needs, and with
+the two files of github.com/Wan-Video at 9737cba (Wan2.1) and 42bf4cf (Wan2.2). A fixture holds the shapes of
 all tensors by name, and outputs; weights and inputs are drawn from its seed (recipe.py).
 """
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -52,6 +56,34 @@ def wan_vae(name: str, seed: int) -> dict[str, np.ndarray]:
     return fixture
 
 
+ORIGINALS = {"wan21": {"dim": 8, "z_dim": 4}, "wan22": {"dim": 8, "dec_dim": 12, "z_dim": 6}}
+
+
+def original_wan_vae(name: str, file: str, seed: int) -> dict[str, np.ndarray]:
+    """Latents of one clip, and the clip decoded from them, by the original code."""
+    import torch
+
+    spec = importlib.util.spec_from_file_location(name, file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    shape = {"dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": [], "dropout": 0.0}
+    model = module.WanVAE_(**ORIGINALS[name], **shape, temperal_downsample=[False, True, True]).eval()
+    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    model.load_state_dict({key: torch.from_numpy(value) for key, value in weights(shapes, seed).items()})
+    side = 8 if name == "wan21" else 16
+    clip = torch.from_numpy(draw("clip", (1, 9, side, 2 * side, 3), seed)).permute(0, 4, 1, 2, 3)
+    latent = ORIGINALS[name]["z_dim"]
+    unscaled = [torch.zeros(latent), torch.ones(latent)]
+    with torch.no_grad():
+        latents = model.encode(clip, unscaled)
+        decoded = model.decode(latents, unscaled).clamp(-1, 1)
+    return {
+        "shapes": np.array(json.dumps(shapes)),
+        "latents": latents.permute(0, 2, 3, 4, 1).numpy(),
+        "decoded": decoded.permute(0, 2, 3, 4, 1).numpy(),
+    }
+
+
 UMT5 = {"vocab_size": 100, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 3, "num_heads": 4}
 CLIP = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 4, "image_size": 28}
 
@@ -94,6 +126,8 @@ def clip(seed: int) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
+    for name, file in zip(WAN_VAES, sys.argv[1:], strict=True):
+        np.savez_compressed(FOLDER / f"{name}_vae_original.npz", **original_wan_vae(name, file, seed=5))
     for seed in (0, 1):
         np.savez_compressed(FOLDER / f"umt5_{seed}.npz", **umt5(seed))
         np.savez_compressed(FOLDER / f"clip_{seed}.npz", **clip(seed))
