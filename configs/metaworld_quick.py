@@ -1,4 +1,4 @@
-"""SmallWAM, joint prediction, a short run: as metaworld_joint with half of the steps."""
+"""SmallWAM, joint prediction, a short run: as metaworld_joint with fewer steps."""
 
 from pathlib import Path
 
@@ -10,5 +10,5 @@ from wamjax.config import load
 def get_config() -> ConfigDict:
     """The experiment."""
     config = load(Path(__file__).with_name("metaworld_joint.py"))
-    config.train.steps = 1500
+    config.train.steps = 1250
     return config
