@@ -31,7 +31,7 @@ class Stage:
 
     Attributes:
         features: width of the blocks.
-        resample: ("time",) + ("space",), ("space",), or () where the resolution stays.
+        resample: ("time", "space"), ("space",), or () where the resolution stays.
         resampled: width after the resampling.
     """
 
