@@ -10,5 +10,5 @@ from wamjax.config import load
 def get_config() -> ConfigDict:
     """The experiment."""
     config = load(Path(__file__).with_name("metaworld_joint.py"))
-    config.train.steps = 1250
+    config.train.steps = 1400
     return config

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wamjax.nn.layers import TimeEmbedding
+from wamjax.nn.layers import TimeEmbedding, angles, frequencies
+from wamjax.nn.rope import rotate, rotation
 from wamjax.nn.stack import Block, Expert, Stack, StackConfig
 from wamjax.nn.tokens import Group, TokenIds, TokenPlan
 
@@ -93,3 +94,24 @@ def test_rematerialisation_changes_no_gradient(example, remat):
     plain = jax.jit(jax.grad(loss), static_argnums=1)(params, CONFIG)
     remade = jax.jit(jax.grad(loss), static_argnums=1)(params, dataclasses.replace(CONFIG, remat=remat))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, remade)
+
+
+def test_angles_are_those_of_double_precision():
+    x = np.concatenate([np.arange(0, 1025, 7), np.random.default_rng(0).uniform(-64, 1000, 200)]).astype(np.float32)
+    exact = x[:, None].astype(np.float64) * frequencies(128)
+    computed = jax.jit(lambda x: angles(x, frequencies(128)))(x)
+    np.testing.assert_allclose(np.cos(computed), np.cos(exact), rtol=0, atol=2e-6)
+    np.testing.assert_allclose(np.sin(computed), np.sin(exact), rtol=0, atol=2e-6)
+
+
+def test_a_rotation_keeps_lengths_and_depends_on_distance_alone():
+    q, k = (jax.random.normal(jax.random.key(i), (1, 1, 2, 12)) for i in range(2))
+    place = jnp.array([[[3.0, 1.5, -2.0]]])
+
+    def product(shift):
+        a, b = (rotate(x, rotation(p + shift, (2, 2, 2))) for x, p in ((q, place), (k, jnp.zeros_like(place))))
+        np.testing.assert_allclose(jnp.linalg.norm(a), jnp.linalg.norm(q), rtol=1e-6)
+        return jnp.sum(a * b, axis=-1)
+
+    np.testing.assert_allclose(product(0.0), product(jnp.array([17.0, 900.0, 0.25])), rtol=0, atol=2e-5)
+    assert np.abs(product(0.0) - jnp.sum(q * k, axis=-1)).max() > 1e-2

@@ -4,8 +4,9 @@ NumPy keeps its generators' streams; both sides, the published code when a fixtu
 tested, draw the same numbers. No weight is left at zero or one, where it could hide a mistake.
 """
 
+import dataclasses
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -36,3 +37,44 @@ def texts(seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Token numbers (2, 300) below 100, and which of them are present: all of the first row, 37 of the second."""
     tokens = np.random.default_rng([seed, 1]).integers(0, 100, (2, 300))
     return tokens, np.arange(300)[None, :] < np.array([[300], [37]])
+
+
+@dataclasses.dataclass(frozen=True)
+class WanDiTCase:
+    """A tiny Wan transformer (width 48, 4 heads, 2 layers, text of width 32) and what it is run on.
+
+    Attributes:
+        inputs, outputs: latent channels. image: width of image features. image_positions: of two images, or 0.
+        levels: per clip, timesteps per sample: one, one per frame, or one per token.
+        sizes: per clip, samples, latent frames, rows and columns.
+    """
+
+    inputs: int = 16
+    outputs: int = 16
+    image: int = 0
+    image_positions: int = 0
+    levels: tuple[str, ...] = ("clip", "clip", "clip")
+    sizes: tuple[tuple[int, int, int, int], ...] = ((2, 1, 4, 6), (1, 3, 2, 10), (2, 4, 6, 2))
+
+    def clips(self, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]]:
+        """Latents, timesteps (b, m), text features (b, l, 32) and image features of every clip."""
+        for i, (levels, (b, t, h, w)) in enumerate(zip(self.levels, self.sizes, strict=True)):
+            count = {"clip": 1, "frame": t, "token": t * h * w // 4}[levels]
+            timestep = np.random.default_rng([seed, i]).uniform(0, 1000, (b, count)).astype(np.float32)
+            timestep[0, 0] = 999 if levels == "clip" else 0
+            tokens = self.image_positions or 257
+            image = draw(f"image {i}", (b, tokens, self.image), seed) if self.image else None
+            yield (
+                draw(f"latents {i}", (b, t, h, w, self.inputs), seed),
+                timestep,
+                draw(f"text {i}", (b, 7 + 5 * i, 32), seed),
+                image,
+            )
+
+
+WAN_DITS = {
+    "t2v": WanDiTCase(),
+    "i2v": WanDiTCase(inputs=36, image=1280),
+    "flf2v": WanDiTCase(inputs=36, image=40, image_positions=514),
+    "ti2v": WanDiTCase(inputs=12, outputs=12, levels=("clip", "frame", "token")),
+}

@@ -1,12 +1,13 @@
 """Makes the fixtures again from the published code:
 
-    python tests/parity/regenerate.py WAN21/wan/modules/vae.py WAN22/wan/modules/vae2_2.py
+    python tests/parity/regenerate.py WAN21 WAN22
 
 Made with torch 2.13.0 (CPU), diffusers 0.42.1 and transformers 5.23.0, which it needs, and with
-the two files of github.com/Wan-Video at 9737cba (Wan2.1) and 42bf4cf (Wan2.2). A fixture holds the shapes of
+checkouts of github.com/Wan-Video/Wan2.1 at 9737cba and Wan2.2 at 42bf4cf. A fixture holds the shapes of
 all tensors by name, and outputs; weights and inputs are drawn from its seed (recipe.py).
 """
 
+import importlib
 import importlib.util
 import json
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.parity.recipe import FOLDER, draw, texts, weights
+from tests.parity.recipe import FOLDER, WAN_DITS, draw, texts, weights
 
 WAN_VAES = {
     "wan21": {"base_dim": 8, "z_dim": 4},
@@ -57,13 +58,14 @@ def wan_vae(name: str, seed: int) -> dict[str, np.ndarray]:
 
 
 ORIGINALS = {"wan21": {"dim": 8, "z_dim": 4}, "wan22": {"dim": 8, "dec_dim": 12, "z_dim": 6}}
+VAE_FILES = {"wan21": "wan/modules/vae.py", "wan22": "wan/modules/vae2_2.py"}
 
 
-def original_wan_vae(name: str, file: str, seed: int) -> dict[str, np.ndarray]:
+def original_wan_vae(name: str, folder: str, seed: int) -> dict[str, np.ndarray]:
     """Latents of one clip, and the clip decoded from them, by the original code."""
     import torch
 
-    spec = importlib.util.spec_from_file_location(name, file)
+    spec = importlib.util.spec_from_file_location(name, Path(folder) / VAE_FILES[name])
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     shape = {"dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": [], "dropout": 0.0}
@@ -125,11 +127,114 @@ def clip(seed: int) -> dict[str, np.ndarray]:
     }
 
 
+def wan_dit(name: str, seed: int) -> dict[str, np.ndarray]:
+    """Velocities of WanTransformer3DModel on a few clips, of odd sizes and with all kinds of timesteps."""
+    import torch
+    from diffusers import WanTransformer3DModel
+
+    case = WAN_DITS[name]
+    image = {"image_dim": case.image, "added_kv_proj_dim": 48} if case.image else {}
+    model = WanTransformer3DModel(
+        patch_size=(1, 2, 2),
+        num_attention_heads=4,
+        attention_head_dim=12,
+        in_channels=case.inputs,
+        out_channels=case.outputs,
+        text_dim=32,
+        freq_dim=256,
+        ffn_dim=64,
+        num_layers=2,
+        pos_embed_seq_len=case.image_positions or None,
+        **image,
+    ).eval()
+    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    model.load_state_dict({key: torch.from_numpy(value) for key, value in weights(shapes, seed).items()})
+    model.condition_embedder.timesteps_proj.forward = exact_sinusoid
+    fixture = {"shapes": np.array(json.dumps(shapes))}
+    for i, clip in enumerate(case.clips(seed)):
+        latents, timestep, text, image = (None if x is None else torch.from_numpy(x) for x in clip)
+        if image is not None and case.image_positions:
+            image = image.reshape(-1, case.image_positions // 2, case.image)
+        tokens = int(np.prod(latents.shape[1:4])) // 4
+        per_token = timestep.repeat_interleave(tokens // timestep.shape[1], dim=1)
+        with torch.no_grad():
+            velocity = model(
+                hidden_states=latents.permute(0, 4, 1, 2, 3),
+                timestep=timestep[:, 0] if timestep.shape[1] == 1 else per_token,
+                encoder_hidden_states=torch.nn.functional.pad(text, (0, 0, 0, 512 - text.shape[1])),
+                encoder_hidden_states_image=image,
+            ).sample
+        fixture[f"velocity {i}"] = velocity.permute(0, 2, 3, 4, 1).numpy()
+    return fixture
+
+
+def exact_sinusoid(timestep: "torch.Tensor") -> "torch.Tensor":
+    """Wan's sinusoid in double precision. In diffusers' own, in single, outputs near t = 1000 are off by 2e-5."""
+    import torch
+
+    phase = timestep.double()[:, None] * 10_000 ** -(torch.arange(128).double() / 128)
+    return torch.cat([torch.cos(phase), torch.sin(phase)], dim=1).float()
+
+
+def original_wan_dit(name: str, folder: str, seed: int) -> dict[str, np.ndarray]:
+    """Velocities of the first clips by the original code, sample by sample."""
+    import torch
+
+    model = original_model(folder)(
+        model_type={"t2v": "t2v", "i2v": "i2v", "ti2v": "ti2v"}[name],
+        **{"dim": 48, "ffn_dim": 64, "freq_dim": 256, "text_dim": 32, "num_heads": 4, "num_layers": 2},
+        in_dim=WAN_DITS[name].inputs,
+        out_dim=WAN_DITS[name].outputs,
+    ).eval()
+    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    model.load_state_dict({key: torch.from_numpy(value) for key, value in weights(shapes, seed).items()})
+    fixture = {"shapes": np.array(json.dumps(shapes))}
+    for i, (latents, timestep, text, image) in enumerate(WAN_DITS[name].clips(seed)):
+        tokens = int(np.prod(latents.shape[1:4])) // 4
+        velocity = []
+        for b in range(len(latents)):
+            video = torch.from_numpy(latents[b]).permute(3, 0, 1, 2)
+            t = torch.from_numpy(timestep[b : b + 1])
+            t = t[:, 0] if t.shape[1] == 1 else t.repeat_interleave(tokens // t.shape[1], dim=1)
+            extra = {} if image is None else {"clip_fea": torch.from_numpy(image[b : b + 1]), "y": [video[16:]]}
+            video = video if image is None else video[:16]
+            with torch.no_grad():
+                velocity += model([video], t, [torch.from_numpy(text[b])], tokens, **extra)
+        fixture[f"velocity {i}"] = torch.stack(velocity).permute(0, 2, 3, 4, 1).numpy()
+    return fixture
+
+
+def original_model(folder: str) -> type:
+    """The class WanModel of a checkout, without its package and with plain attention for the CUDA kernel."""
+    import types
+
+    import torch
+
+    for package in ("wan", "wan.modules"):
+        sys.modules[package] = types.ModuleType(package)
+        sys.modules[package].__path__ = [str(Path(folder, *package.split(".")))]
+    for module in ("wan.modules.attention", "wan.modules.model"):
+        sys.modules.pop(module, None)
+    model = importlib.import_module("wan.modules.model")
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, **_: object) -> torch.Tensor:
+        heads_first = (x.transpose(1, 2) for x in (q, k, v))
+        return torch.nn.functional.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+
+    model.flash_attention = attend
+    return model.WanModel
+
+
 if __name__ == "__main__":
-    for name, file in zip(WAN_VAES, sys.argv[1:], strict=True):
-        np.savez_compressed(FOLDER / f"{name}_vae_original.npz", **original_wan_vae(name, file, seed=5))
+    wan21, wan22 = sys.argv[1:]
+    for name, folder in {"wan21": wan21, "wan22": wan22}.items():
+        np.savez_compressed(FOLDER / f"{name}_vae_original.npz", **original_wan_vae(name, folder, seed=5))
+    for name, folder in {"t2v": wan21, "i2v": wan21, "ti2v": wan22}.items():
+        np.savez_compressed(FOLDER / f"wan_dit_{name}_original.npz", **original_wan_dit(name, folder, seed=5))
     for seed in (0, 1):
         np.savez_compressed(FOLDER / f"umt5_{seed}.npz", **umt5(seed))
         np.savez_compressed(FOLDER / f"clip_{seed}.npz", **clip(seed))
         for name in WAN_VAES:
             np.savez_compressed(FOLDER / f"{name}_vae_{seed}.npz", **wan_vae(name, seed))
+        for name in WAN_DITS:
+            np.savez_compressed(FOLDER / f"wan_dit_{name}_{seed}.npz", **wan_dit(name, seed))

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from wamjax.errors import UserError
-from wamjax.interop.keymap import LINEAR, TABLE, VECTOR, KeyMap, Layout, Source
+from wamjax.interop.keymap import LINEAR, TABLE, VECTOR, KeyMap, Layout, Source, place, stacked
 from wamjax.networks.clip import CLIPVisionConfig
 from wamjax.networks.umt5 import UMT5Config
 
@@ -60,10 +57,10 @@ CLIP_EMBEDDINGS = {
 
 def umt5(config: UMT5Config, layout: str) -> KeyMap:
     """The key map of a UMT5 encoder in the layout "original" or "diffusers" (transformers' UMT5EncoderModel)."""
-    embedding, block, norm = _known(UMT5_PLACES, layout)
-    which = list(UMT5_PLACES).index(layout)
+    which = place(layout)
+    embedding, block, norm = UMT5_PLACES[layout]
     blocks = {
-        f"blocks/{path}": _stacked([f"{block}.{row[which]}.weight"], row[2], config.layers)
+        f"blocks/{path}": stacked([f"{block}.{row[which]}.weight"], row[2], config.layers)
         for path, row in UMT5_BLOCK.items()
     }
     return {
@@ -75,25 +72,15 @@ def umt5(config: UMT5Config, layout: str) -> KeyMap:
 
 def clip_vision(config: CLIPVisionConfig, layout: str) -> KeyMap:
     """The key map of a vision tower in the layout "original" or "diffusers" (transformers' CLIPVisionModel)."""
-    norm_in, block, norm_out = _known(CLIP_PLACES, layout)
+    which = place(layout)
+    norm_in, block, norm_out = CLIP_PLACES[layout]
     rows: dict[str, Source] = dict(CLIP_EMBEDDINGS[layout])
     for path, (original, transformers) in CLIP_BLOCK.items():
-        names = (original,) if layout == "original" else transformers
+        names = ((original,), transformers)[which]
         weight, main = ("scale", VECTOR) if path.startswith("norm") else ("kernel", LINEAR)
         for leaf, tensor, how in ((weight, "weight", main), ("bias", "bias", VECTOR)):
-            rows[f"blocks/{path}/{leaf}"] = _stacked([f"{block}.{n}.{tensor}" for n in names], how, config.layers)
+            rows[f"blocks/{path}/{leaf}"] = stacked([f"{block}.{n}.{tensor}" for n in names], how, config.layers)
     for path, name in (("norm_in", norm_in), ("norm_out", norm_out)):
         rows[f"{path}/scale"] = Source((f"{name}.weight",), VECTOR)
         rows[f"{path}/bias"] = Source((f"{name}.bias",), VECTOR)
     return rows
-
-
-def _stacked(names: list[str], layout: Layout, layers: int) -> Source:
-    keys = tuple(name.format(layer) for layer in range(layers) for name in names)
-    return Source(keys, layout, stacked=True, joined=len(names))
-
-
-def _known(places: Mapping[str, tuple[str, str, str]], layout: str) -> tuple[str, str, str]:
-    if layout not in places:
-        raise UserError(f"unknown layout '{layout}': use {' or '.join(places)}")
-    return places[layout]

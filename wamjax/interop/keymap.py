@@ -7,7 +7,7 @@ its axes lie there. Import and export are the same table read forwards and backw
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,6 +84,23 @@ class Source:
         return {key: np.ascontiguousarray(self.layout.theirs(part)) for key, part in zip(self.keys, parts, strict=True)}
 
 
+LAYOUTS = ("original", "diffusers")
+"""The published layouts: Wan's own files, and those of diffusers and transformers."""
+
+
+def place(layout: str) -> int:
+    """The place of a layout in tables of names; a UserError for an unknown one."""
+    if layout not in LAYOUTS:
+        raise UserError(f"unknown layout '{layout}': use {' or '.join(LAYOUTS)}")
+    return LAYOUTS.index(layout)
+
+
+def stacked(names: Sequence[str], layout: Layout, layers: int) -> Source:
+    """The source of a leaf stacked by layer: `names` with "{}" for the layer, joined in our last axis if several."""
+    keys = tuple(name.format(layer) for layer in range(layers) for name in names)
+    return Source(keys, layout, stacked=True, joined=len(names))
+
+
 KeyMap = Mapping[str, Source]
 """Our paths, joined by "/", to their sources."""
 
@@ -146,10 +163,6 @@ def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(folder, {})
         node[name] = value
     return tree
-
-
-def _few(items: list[str]) -> str:
-    return ", ".join(items[:3] + ["..."] * (len(items) > 3))
 
 
 def _keys(keymap: KeyMap) -> set[str]:

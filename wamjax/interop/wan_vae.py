@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping
 
-from wamjax.errors import UserError
-from wamjax.interop.keymap import CONV, CONV_2D, SCALE_2D, SCALE_3D, VECTOR, KeyMap, Layout, Source
+from wamjax.interop.keymap import CONV, CONV_2D, SCALE_2D, SCALE_3D, VECTOR, KeyMap, Layout, Source, place
 from wamjax.networks.wan.vae import Stage, WanVAEConfig
 
 
@@ -64,22 +63,15 @@ DIFFUSERS_22 = dataclasses.replace(
         "decoder": ("up_blocks.{stage}.resnets.{block}", "up_blocks.{stage}.upsampler"),
     },
 )
-LAYOUTS = {
-    ("original", False): ORIGINAL_21,
-    ("original", True): ORIGINAL_22,
-    ("diffusers", False): DIFFUSERS_21,
-    ("diffusers", True): DIFFUSERS_22,
-}
-"""By name and by whether the autoencoder has shortcuts around its stages (2.2)."""
+NAMES = {False: (ORIGINAL_21, DIFFUSERS_21), True: (ORIGINAL_22, DIFFUSERS_22)}
+"""By whether the autoencoder has shortcuts around its stages (2.2), and by layout."""
 
 Rows = Iterator[tuple[str, Source]]
 
 
 def keymap(config: WanVAEConfig, layout: str) -> KeyMap:
     """The key map of an autoencoder in the layout "original" or "diffusers"."""
-    names = LAYOUTS.get((layout, config.shortcuts))
-    if names is None:
-        raise UserError(f"unknown layout '{layout}': use original or diffusers")
+    names = NAMES[config.shortcuts][place(layout)]
     encoder = _half("encoder", config.encoder_stages, config.width, config.blocks, names)
     decoder = _half("decoder", config.decoder_stages, config.decoder_stages[0].features, config.blocks + 1, names)
     return {

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from wamjax.nn.layers import Linear
+from wamjax.nn.layers import AffineNorm, Linear, stacked
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of the training images, per colour in [0, 1]."""
@@ -56,10 +56,10 @@ class CLIPVision(nn.Module):
         first = self.param("class_token", nn.initializers.normal(0.02), (c.width,)).astype(x.dtype)
         x = jnp.concatenate([jnp.broadcast_to(first, (b, 1, c.width)), x], axis=1)
         x = x + self.param("positions", nn.initializers.normal(0.02), (side**2 + 1, c.width)).astype(x.dtype)
-        x = layer_norm("norm_in")(x)
+        x = AffineNorm(1e-5, name="norm_in")(x)
         block = Block(c, parent=None)
-        blocks = self.param("blocks", _init_blocks, block, x)
-        layer_norm("norm_out")(x)  # only to hold its parameters
+        blocks = stacked(self, block, c.layers, x)
+        AffineNorm(1e-5, name="norm_out")(x)  # only to hold its parameters
 
         def layer(x: Array, params: Any) -> tuple[Array, None]:
             result: Any = block.apply({"params": params}, x)
@@ -76,16 +76,11 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
         c = self.config
-        qkv = Linear(3 * c.width, name="qkv")(layer_norm("norm_0")(x))
+        qkv = Linear(3 * c.width, name="qkv")(AffineNorm(1e-5, name="norm_0")(x))
         q, k, v = jnp.split(qkv.reshape(*x.shape[:2], 3 * c.heads, c.width // c.heads), 3, axis=2)
         x = x + Linear(c.width, name="out")(jax.nn.dot_product_attention(q, k, v).reshape(x.shape))
-        hidden = Linear(c.mlp, name="mlp_in")(layer_norm("norm_1")(x))
+        hidden = Linear(c.mlp, name="mlp_in")(AffineNorm(1e-5, name="norm_1")(x))
         return x + Linear(c.width, name="mlp_out")(nn.gelu(hidden, approximate=False))
-
-
-def layer_norm(name: str) -> nn.LayerNorm:
-    """LayerNorm with scale and bias, in float32."""
-    return nn.LayerNorm(epsilon=1e-5, use_fast_variance=False, name=name)
 
 
 def preprocess(images: Float[Array, "b h w 3"], size: int = 224) -> Float[Array, "b s s 3"]:
@@ -110,8 +105,3 @@ def bicubic(size: int, resized: int) -> Float[np.ndarray, "y h"]:
         far = ((-0.75 * distance + 3.75) * distance - 6) * distance + 3
         np.add.at(weights, (np.arange(resized), np.clip(base + tap, 0, size - 1)), np.where(distance <= 1, near, far))
     return weights
-
-
-def _init_blocks(key: Array, block: Block, x: Array) -> Any:
-    keys = jax.random.split(key, block.config.layers)
-    return jax.vmap(lambda one: block.init(one, x)["params"])(keys)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from wamjax.nn.layers import Linear, rms_norm
+from wamjax.nn.layers import Linear, ScaledNorm, stacked
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class UMT5Encoder(nn.Module):
         x = self.param("embedding", nn.initializers.normal(1.0), (c.vocabulary, c.width))[tokens]
         block = Block(c, parent=None)
         buckets = relative_buckets(tokens.shape[1], c.buckets, c.farthest)
-        blocks = self.param("blocks", _init_blocks, block, x, present, buckets)
+        blocks = stacked(self, block, c.layers, x, present, buckets)
 
         def layer(x: Array, params: Any) -> tuple[Array, None]:
             result: Any = block.apply({"params": params}, x, present, buckets)
@@ -81,14 +81,6 @@ class Block(nn.Module):
         return x + Linear(c.width, bias=False, name="down")(gate * Linear(c.mlp, bias=False, name="up")(h))
 
 
-class ScaledNorm(nn.Module):
-    """Root-mean-square norm with a learned scale."""
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b d"]:
-        return rms_norm(x) * self.param("scale", nn.initializers.ones, x.shape[-1:]).astype(x.dtype)
-
-
 def relative_buckets(length: int, buckets: int, farthest: int) -> Int[np.ndarray, "l l"]:
     """Bucket of key minus query: half of the buckets for each direction, exact when near and logarithmic when far.
 
@@ -101,8 +93,3 @@ def relative_buckets(length: int, buckets: int, farthest: int) -> Int[np.ndarray
     far = far / np.float32(np.log(farthest / exact)) * np.float32(half - exact)
     magnitude = np.where(np.abs(distance) < exact, np.abs(distance), np.minimum(exact + far.astype(int), half - 1))
     return magnitude + half * (distance > 0)
-
-
-def _init_blocks(key: Array, block: Block, x: Array, present: Array, buckets: np.ndarray) -> Any:
-    keys = jax.random.split(key, block.config.layers)
-    return jax.vmap(lambda one: block.init(one, x, present, buckets)["params"])(keys)

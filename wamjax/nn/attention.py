@@ -31,3 +31,10 @@ def attention(
     scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     weights = jnp.where(mask, jax.nn.softmax(scores, axis=-1), 0.0)
     return jnp.einsum("bkqn,bnkh->bqkh", weights.astype(v.dtype), v)
+
+
+def attend_to_all(
+    q: Float[Array, "b q k h"], k: Float[Array, "b n k h"], v: Float[Array, "b n k h"]
+) -> Float[Array, "b q k h"]:
+    """Softmax attention of every query to every key: to a context such as a prompt, outside the token plan."""
+    return jax.nn.dot_product_attention(q, k, v)

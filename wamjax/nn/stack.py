@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -17,7 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from wamjax.nn.attention import attention
-from wamjax.nn.layers import Linear, TimeEmbedding, rms_norm
+from wamjax.nn.layers import Linear, TimeEmbedding, rms_norm, stacked
 from wamjax.nn.tokens import TokenIds, TokenPlan, at_times
 
 Tokens = dict[int, Float[Array, "b n d"]]
@@ -27,12 +27,47 @@ Cache = dict[str, Float[Array, "layers b n k h"]]
 """Keys ("k") and values ("v") of a sequence's first tokens."""
 
 
+Condition = Any
+"""What an expert's blocks need beside tokens, the same in every layer: modulation, positions, a context to look at."""
+
+
+class BlockShare(Protocol):
+    """One expert's share of a block: its way into attention, and everything after it."""
+
+    def project(self, x: Array, condition: Condition, time: Array) -> tuple[Array, Array, Array]:
+        """Queries, keys and values (b, n, k, h) of tokens (b, n, d); `time` indexes the samples' tables of times."""
+
+    def merge(self, x: Array, attended: Array, condition: Condition, time: Array) -> Array:
+        """The tokens after what they attended to (b, n, k, h) and the rest of the block."""
+
+
+class ExpertKind(Protocol):
+    """An expert: hashable, and able to build its share of a block.
+
+    Attributes:
+        width, mlp: of its tokens and of its MLP's hidden layer.
+    """
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def mlp(self) -> int: ...
+
+    def share(self, heads: int, head_dim: int, name: str) -> BlockShare:
+        """A module named `name`."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Expert:
-    """Width of one expert and of its MLP's hidden layer."""
+    """A plain transformer expert with modulation: its width, and that of its MLP's hidden layer."""
 
     width: int
     mlp: int
+
+    def share(self, heads: int, head_dim: int, name: str) -> BlockShare:
+        """See `ExpertKind`; its condition are modulation rows (b, m, 6 d)."""
+        return ExpertBlock(self, heads, head_dim, name=name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,12 +84,12 @@ class StackConfig:
     layers: int
     heads: int
     head_dim: int
-    experts: tuple[Expert, ...]
+    experts: tuple[ExpertKind, ...]
     remat: tuple[str, ...] | None = None
 
 
 class ExpertBlock(nn.Module):
-    """One expert's share of a block: projections into attention, and everything after it."""
+    """The share of a plain expert."""
 
     expert: Expert
     heads: int
@@ -95,19 +130,20 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Tokens, rows: dict[int, Array], ids: TokenIds, plan: TokenPlan, cache: Cache | None
+        self, tokens: Tokens, conditions: dict[int, Condition], ids: TokenIds, plan: TokenPlan, cache: Cache | None
     ) -> tuple[Tokens, Cache]:
         c = self.config
         queries = sum(x.shape[1] for x in tokens.values())
         times = _split(ids.time[:, plan.length - queries :], tokens)
-        experts = {e: ExpertBlock(c.experts[e], c.heads, c.head_dim, name=f"expert_{e}") for e in tokens}
+        experts = {e: c.experts[e].share(c.heads, c.head_dim, f"expert_{e}") for e in tokens}
         tokens = {e: checkpoint_name(x, "block_in") for e, x in tokens.items()}
-        projected = [experts[e].project(x, rows[e], times[e]) for e, x in tokens.items()]
+        projected = [experts[e].project(x, conditions[e], times[e]) for e, x in tokens.items()]
         q, k, v = (jnp.concatenate(parts, axis=1) for parts in zip(*projected, strict=True))
         if cache is not None:
             k, v = (jnp.concatenate([cache[name], new], axis=1) for name, new in (("k", k), ("v", v)))
         attended = _split(attention(q, k, v, plan, ids), tokens)
-        return {e: experts[e].merge(x, attended[e], rows[e], times[e]) for e, x in tokens.items()}, {"k": k, "v": v}
+        tokens = {e: experts[e].merge(x, attended[e], conditions[e], times[e]) for e, x in tokens.items()}
+        return tokens, {"k": k, "v": v}
 
 
 class Stack(nn.Module):
@@ -140,30 +176,40 @@ class Stack(nn.Module):
         Returns:
             The transformed tokens, and the cache extended by them (it now covers the whole plan).
         """
-        c = self.config
-        rows = {
-            e: TimeEmbedding(c.experts[e].width, name=f"time_{e}")(sigma).astype(x.dtype) for e, x in tokens.items()
-        }
-        block = Block(c, parent=None)
-        blocks = self.param("blocks", _init_blocks, block, tokens, rows, ids, plan, cache)
-
-        def layer(x: Tokens, params_and_cache: tuple[dict, Cache | None]) -> tuple[Tokens, Cache]:
-            params, layer_cache = params_and_cache
-            result: Any = block.apply({"params": params}, x, rows, ids, plan, layer_cache)
-            return result
-
-        if c.remat is not None:
-            policy = jax.checkpoint_policies.save_only_these_names(*c.remat)
-            layer = functools.partial(jax.checkpoint, policy=policy, prevent_cse=False)(layer)
-        return jax.lax.scan(layer, tokens, (blocks, cache))
+        experts = self.config.experts
+        rows = {e: TimeEmbedding(experts[e].width, name=f"time_{e}")(sigma).astype(x.dtype) for e, x in tokens.items()}
+        return run_blocks(self, self.config, tokens, rows, ids, plan, cache)
 
 
-def _init_blocks(
-    key: Array, block: Block, tokens: Tokens, rows: Tokens, ids: TokenIds, plan: TokenPlan, cache: Cache | None
-) -> dict:
+def run_blocks(
+    module: nn.Module,
+    config: StackConfig,
+    tokens: Tokens,
+    conditions: dict[int, Condition],
+    ids: TokenIds,
+    plan: TokenPlan,
+    cache: Cache | None = None,
+) -> tuple[Tokens, Cache]:
+    """Runs all layers over the plan's last tokens in one scan; their parameters become `module`'s "blocks".
+
+    Args:
+        module, config: whose parameters they are, and their shape.
+        tokens, ids, plan, cache: as of `Stack`, which also says what is returned.
+        conditions: one per expert present.
+    """
+    block = Block(config, parent=None)
     first = None if cache is None else jax.tree.map(lambda x: x[0], cache)
-    keys = jax.random.split(key, block.config.layers)
-    return jax.vmap(lambda one: block.init(one, tokens, rows, ids, plan, first)["params"])(keys)
+    blocks = stacked(module, block, config.layers, tokens, conditions, ids, plan, first)
+
+    def layer(x: Tokens, params_and_cache: tuple[dict, Cache | None]) -> tuple[Tokens, Cache]:
+        params, layer_cache = params_and_cache
+        result: Any = block.apply({"params": params}, x, conditions, ids, plan, layer_cache)
+        return result
+
+    if config.remat is not None:
+        policy = jax.checkpoint_policies.save_only_these_names(*config.remat)
+        layer = functools.partial(jax.checkpoint, policy=policy, prevent_cse=False)(layer)
+    return jax.lax.scan(layer, tokens, (blocks, cache))
 
 
 def _initial_modulation(key: Array, shape: tuple[int, ...]) -> Array:

@@ -89,10 +89,12 @@ class TokenIds:
     Attributes:
         segment: (b, n) which packed sample a token belongs to; -1 marks an absent token. Tokens see only their segment.
         time: (b, n) index of the token's noise time in the sample's table of times.
+        position: (b, n, axes) coordinates for rotary embeddings, whole or not; None for networks without them.
     """
 
     segment: Int[Array, "b n"]
     time: Int[Array, "b n"]
+    position: Float[Array, "b n axes"] | None = None
 
     @classmethod
     def of(cls, plan: TokenPlan, batch: int, time_of: dict[str, int]) -> TokenIds:
