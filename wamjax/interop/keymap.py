@@ -7,7 +7,7 @@ its axes lie there. Import and export are the same table read forwards and backw
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -71,17 +71,25 @@ class Source:
         part = np.broadcast_to(0, (*axes, last // self.joined))
         return dict.fromkeys(self.keys, self.layout.theirs(part).shape)
 
-    def ours(self, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Our leaf of their tensors."""
-        parts = [self.layout.ours(np.asarray(tensors[key])) for key in self.keys]
-        layers = [np.concatenate(parts[i : i + self.joined], axis=-1) for i in range(0, len(parts), self.joined)]
-        return np.stack(layers) if self.stacked else layers[0]
+    @property
+    def layers(self) -> int:
+        """Layers of a stacked leaf; 1 for another, which is its own only layer."""
+        return len(self.keys) // self.joined
 
-    def theirs(self, leaf: np.ndarray) -> dict[str, np.ndarray]:
-        """Their tensors of our leaf."""
-        layers = leaf if self.stacked else leaf[None]
-        parts = [part for layer in layers for part in np.split(layer, self.joined, axis=-1)]
-        return {key: np.ascontiguousarray(self.layout.theirs(part)) for key, part in zip(self.keys, parts, strict=True)}
+    def keys_of(self, layer: int) -> tuple[str, ...]:
+        """The tensors of one layer."""
+        return self.keys[layer * self.joined : (layer + 1) * self.joined]
+
+    def layer_of_ours(self, layer: int, read: Callable[[str], np.ndarray]) -> np.ndarray:
+        """One layer of our leaf, of their tensors."""
+        parts = [self.layout.ours(read(key)) for key in self.keys_of(layer)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+
+    def layer_of_theirs(self, layer: int, ours: np.ndarray) -> dict[str, np.ndarray]:
+        """Their tensors of one layer of our leaf."""
+        parts = np.split(ours, self.joined, axis=-1)
+        keys = self.keys_of(layer)
+        return {key: np.ascontiguousarray(self.layout.theirs(part)) for key, part in zip(keys, parts, strict=True)}
 
 
 LAYOUTS = ("original", "diffusers")
@@ -105,24 +113,37 @@ KeyMap = Mapping[str, Source]
 """Our paths, joined by "/", to their sources."""
 
 
-def to_ours(keymap: KeyMap, tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Nested parameters from published tensors.
+def check(keymap: KeyMap, theirs: Mapping[str, tuple[int, ...]], ours: Mapping[str, tuple[int, ...]]) -> None:
+    """Whether shapes of published tensors fill a network exactly.
 
     Args:
-        keymap: the table. tensors: all tensors of the source.
-        shapes: the shape of every leaf that the network has, by path.
+        keymap: the table.
+        theirs: the shape of every tensor of the source.
+        ours: the shape of every leaf that the network has, by path.
 
     Raises:
-        UserError: names what is missing, unexpected or misshapen.
+        UserError: lists what is missing, unexpected or misshapen.
     """
-    complain("tensors", missing=_keys(keymap) - set(tensors), unexpected=set(tensors) - _keys(keymap))
-    complain("parameters", missing=set(shapes) - set(keymap), unexpected=set(keymap) - set(shapes))
-    expected = {key: shape for path, source in keymap.items() for key, shape in source.shapes(shapes[path]).items()}
-    wrong = [
-        f"{key} {tensors[key].shape}, not {shape}" for key, shape in expected.items() if tensors[key].shape != shape
-    ]
-    complain("tensors", misshapen=wrong)
-    return nest({path: source.ours(tensors) for path, source in keymap.items()})
+    complain("parameters", missing=set(ours) - set(keymap), unexpected=set(keymap) - set(ours))
+    expected = {key: shape for path, source in keymap.items() for key, shape in source.shapes(ours[path]).items()}
+    both = expected.keys() & theirs.keys()
+    complain(
+        "tensors",
+        missing=expected.keys() - theirs.keys(),
+        unexpected=theirs.keys() - expected.keys(),
+        misshapen=[f"{key} {theirs[key]}, not {expected[key]}" for key in both if theirs[key] != expected[key]],
+    )
+
+
+def to_ours(keymap: KeyMap, tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Nested parameters from published tensors in memory; see `check` for the shapes and errors."""
+    check(keymap, {key: tensor.shape for key, tensor in tensors.items()}, shapes)
+
+    def leaf(source: Source) -> np.ndarray:
+        layers = [source.layer_of_ours(i, tensors.__getitem__) for i in range(source.layers)]
+        return np.stack(layers) if source.stacked else layers[0]
+
+    return nest({path: leaf(source) for path, source in keymap.items()})
 
 
 def to_theirs(keymap: KeyMap, params: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -131,7 +152,9 @@ def to_theirs(keymap: KeyMap, params: Mapping[str, Any]) -> dict[str, np.ndarray
     complain("parameters", missing=set(keymap) - set(leaves), unexpected=set(leaves) - set(keymap))
     tensors: dict[str, np.ndarray] = {}
     for path, source in keymap.items():
-        tensors |= source.theirs(np.asarray(leaves[path]))
+        leaf = np.asarray(leaves[path])
+        for i, layer in enumerate(leaf if source.stacked else leaf[None]):
+            tensors |= source.layer_of_theirs(i, layer)
     return tensors
 
 
@@ -163,7 +186,3 @@ def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(folder, {})
         node[name] = value
     return tree
-
-
-def _keys(keymap: KeyMap) -> set[str]:
-    return {key for source in keymap.values() for key in source.keys}

@@ -13,6 +13,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 from wamjax.nn.layers import Linear, ScaledNorm, stacked
 
+PARTITIONS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"embedding", ("tensor", "fsdp")),
+    (r"blocks/(q|k|v|gate|up)/kernel", (None, "fsdp", "tensor")),
+    (r"blocks/(out|down)/kernel", (None, "tensor", "fsdp")),
+    (r".*", ()),
+)
+"""Parameter path (regular expression, first match wins) to the mesh axes of its dimensions."""
+
 
 @dataclasses.dataclass(frozen=True)
 class UMT5Config:

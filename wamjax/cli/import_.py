@@ -1,0 +1,31 @@
+"""Bring published weights into wamjax: Wan transformers and autoencoders, UMT5, CLIP's vision tower.
+
+SRC is a file of weights (.safetensors, its index, .pth), the folder of one component, or a whole downloaded model, in
+Wan's original layout or in that of diffusers and transformers. DST becomes a folder with component.json and an Orbax
+checkpoint; of a whole model it gets one such folder per component. Nothing is written unless every tensor fits.
+
+  wamjax import Wan2.2-TI2V-5B-Diffusers weights/ti2v-5b
+  wamjax import Wan2.1_VAE.pth weights/vae
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "bring published weights into wamjax"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("source", metavar="SRC", help="file or folder of published weights")
+    parser.add_argument("destination", metavar="DST", help="new folder")
+    parser.add_argument("--component", metavar="NAME", help="only this one, e.g. transformer, vae, text_encoder")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs the verb."""
+    from wamjax.cli._transfer import transfer
+    from wamjax.interop.checkpoint import import_component
+
+    transfer(Path(args.source), Path(args.destination), args.component, "importing", import_component)
