@@ -12,7 +12,8 @@ from tests.parity.recipe import FOLDER, draw, texts, weights
 from wamjax.errors import UserError
 from wamjax.interop import encoders
 from wamjax.interop.keymap import flatten, to_ours, to_theirs
-from wamjax.networks.clip import MEAN, STD, CLIPVision, CLIPVisionConfig, bicubic, preprocess
+from wamjax.networks.clip import MEAN, STD, CLIPVision, CLIPVisionConfig, preprocess
+from wamjax.networks.images import bicubic
 from wamjax.networks.umt5 import UMT5Config, UMT5Encoder, relative_buckets
 
 TINY_UMT5 = UMT5Config(vocabulary=100, width=32, heads=4, head_dim=8, mlp=48, layers=3)

@@ -2,7 +2,8 @@
 
 SRC is a file of weights (.safetensors, its index, .pth), the folder of one component, or a whole downloaded model, in
 Wan's original layout or in that of diffusers and transformers. DST becomes a folder with component.json and an Orbax
-checkpoint; of a whole model it gets one such folder per component. Nothing is written unless every tensor fits.
+checkpoint; of a whole model it gets one such folder per component, and the tokenizer. Nothing is written unless every
+tensor fits.
 
   wamjax import Wan2.2-TI2V-5B-Diffusers weights/ti2v-5b
   wamjax import Wan2.1_VAE.pth weights/vae
@@ -11,6 +12,7 @@ checkpoint; of a whole model it gets one such folder per component. Nothing is w
 from __future__ import annotations
 
 import argparse
+import shutil
 from pathlib import Path
 
 HELP = "bring published weights into wamjax"
@@ -27,5 +29,11 @@ def run(args: argparse.Namespace) -> None:
     """Runs the verb."""
     from wamjax.cli._transfer import transfer
     from wamjax.interop.checkpoint import import_component
+    from wamjax.networks.umt5_tokenizer import PLACES
 
-    transfer(Path(args.source), Path(args.destination), args.component, "importing", import_component)
+    source, destination = Path(args.source), Path(args.destination)
+    transfer(source, destination, args.component, "importing", import_component)
+    tokenizer = next((source / place for place in PLACES if (source / place).is_file()), None)
+    if tokenizer is not None and args.component is None:
+        (destination / "tokenizer").mkdir(exist_ok=True)
+        shutil.copyfile(tokenizer, destination / "tokenizer" / "spiece.model")

@@ -23,11 +23,12 @@ CRF = 18
 _RGB = "rgb24"
 
 
-def encode(frames: np.ndarray, fps: float, *, gop: int = GOP, crf: int = CRF) -> Video:
+def encode(frames: np.ndarray, fps: float, *, gop: int = GOP, crf: int = CRF, everywhere: bool = False) -> Video:
     """Compress frames, uint8 (t, h, w, 3), shown at `fps` Hz; equal input gives equal bytes.
 
     `gop` is the largest distance between pictures that can be decoded alone, `crf` x264's quality
-    (lower is better, 0 lossless but for the colour conversion).
+    (lower is better, 0 lossless but for the colour conversion). `everywhere` gives up colour resolution (yuv420p, which
+    needs even sides) for a file that every player shows; episodes are stored without.
 
     Raises:
         ValueError: frames of another dtype or shape, or none.
@@ -40,7 +41,11 @@ def encode(frames: np.ndarray, fps: float, *, gop: int = GOP, crf: int = CRF) ->
         parameters = ":".join(["open-gop=0", "log-level=none", *_instructions()])
         options = {"crf": str(crf), "tune": "psnr", "x264-params": parameters}
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
-        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], "yuv444p"
+        stream.width, stream.height, stream.pix_fmt = (
+            frames.shape[2],
+            frames.shape[1],
+            "yuv420p" if everywhere else "yuv444p",
+        )
         stream.gop_size = gop
         stream.thread_count = 1  # small pictures gain nothing from threads, and collectors fill every core
         for picture in np.ascontiguousarray(frames):

@@ -107,7 +107,7 @@ class Loaded:
         config: its configuration.
     """
 
-    module: nn.Module
+    module: Any
     params: Any
     config: Any
 

@@ -82,15 +82,14 @@ def _dit_sized(shapes: Shapes, layout: str, hints: Hints) -> dit.WanDiTConfig:
 
 
 def _dit_described(config: dit.WanDiTConfig, layout: str) -> dict[str, Any]:
-    kind = "i2v" if config.image else "ti2v" if config.inputs == 48 else "i2v" if config.inputs > 16 else "t2v"
     head = config.width // config.heads
     if layout == "original":
         return {
             "_class_name": "WanModel",
-            "model_type": kind,
+            "model_type": _dit_type(config),
             **{"dim": config.width, "ffn_dim": config.mlp, "num_heads": config.heads, "num_layers": config.layers},
             **{"in_dim": config.inputs, "out_dim": config.outputs, "freq_dim": config.frequencies},
-            **{"text_dim": config.text, "text_len": config.text_length, "eps": 1e-6},
+            **{"text_len": config.text_length, "eps": 1e-6},
         }
     return {
         "_class_name": "WanTransformer3DModel",
@@ -103,6 +102,15 @@ def _dit_described(config: dit.WanDiTConfig, layout: str) -> dict[str, Any]:
         "added_kv_proj_dim": config.width if config.image else None,
         "pos_embed_seq_len": config.image_positions or None,
     }
+
+
+def _dit_type(config: dit.WanDiTConfig) -> str:
+    """The original's name of what the network is conditioned on."""
+    if config.image_positions:
+        return "flf2v"
+    if config.inputs > config.outputs:
+        return "i2v"
+    return "ti2v" if config.inputs == 48 else "t2v"
 
 
 def _vae_sized(shapes: Shapes, layout: str, hints: Hints) -> vae.WanVAEConfig:

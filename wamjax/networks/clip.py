@@ -8,9 +8,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
+from wamjax.networks.images import resize
 from wamjax.nn.layers import AffineNorm, Linear, stacked
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -85,23 +85,4 @@ class Block(nn.Module):
 
 def preprocess(images: Float[Array, "b h w 3"], size: int = 224) -> Float[Array, "b s s 3"]:
     """Images in [-1, 1] as the tower expects them: resized without regard to their aspect, normalised per colour."""
-    _, height, width, _ = images.shape
-    resized = jnp.einsum("yh,bhwc->bywc", bicubic(height, size), images)
-    resized = jnp.einsum("xw,bywc->byxc", bicubic(width, size), resized)
-    return (resized * 0.5 + 0.5 - jnp.array(MEAN)) / jnp.array(STD)
-
-
-def bicubic(size: int, resized: int) -> Float[np.ndarray, "y h"]:
-    """Weights of cubic interpolation as torch does it: a = -0.75, pixel centres, edges repeated, no antialiasing.
-
-    Places are in single precision, as there.
-    """
-    place = (np.arange(resized, dtype=np.float32) + np.float32(0.5)) * np.float32(size / resized) - np.float32(0.5)
-    base = np.floor(place).astype(int)
-    weights = np.zeros((resized, size), np.float32)
-    for tap in range(-1, 3):
-        distance = np.abs(place - base - tap)
-        near = (1.25 * distance - 2.25) * distance**2 + 1
-        far = ((-0.75 * distance + 3.75) * distance - 6) * distance + 3
-        np.add.at(weights, (np.arange(resized), np.clip(base + tap, 0, size - 1)), np.where(distance <= 1, near, far))
-    return weights
+    return (resize(images, size, size) * 0.5 + 0.5 - jnp.array(MEAN)) / jnp.array(STD)
