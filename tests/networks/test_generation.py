@@ -12,7 +12,7 @@ import pytest
 import sentencepiece
 from PIL import Image
 
-from tests.parity.recipe import weights
+from tests.parity.recipe import draw
 from wamjax import interop
 from wamjax.cli.main import main
 from wamjax.errors import UserError
@@ -42,9 +42,17 @@ CLIP = CLIPVisionConfig(image=28, width=32, heads=4, mlp=48, layers=3, used=2)
 
 
 def random_params(module, seed: int):
+    """Scales near one, kernels that keep a signal's size, small biases."""
     kind = next(row for row in KINDS.values() if isinstance(module, row.module))
-    shapes = {path.replace("/", "."): leaf.shape for path, leaf in kind.shapes(module.config).items()}
-    return nest({path.replace(".", "/"): x for path, x in weights(shapes, seed).items()})
+
+    def leaf(path: str, shape: tuple[int, ...]) -> np.ndarray:
+        noise = draw(path, shape, seed)
+        inputs = shape[1:-1] if path.startswith("blocks") else shape[:-1]
+        if path.endswith("scale"):
+            return 1 + 0.2 * noise
+        return noise / np.float32(np.sqrt(np.prod(inputs))) if inputs else 0.2 * noise
+
+    return nest({path: leaf(path, x.shape) for path, x in kind.shapes(module.config).items()})
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +133,7 @@ def test_an_imported_model_makes_the_same_film_and_the_seed_another(models, tmp_
     first = imagine(models("t2v"), tmp_path / "a.mp4")
     assert main(["import", str(models("t2v")), str(tmp_path / "ours")]) == 0
     np.testing.assert_array_equal(imagine(tmp_path / "ours", tmp_path / "b.mp4"), first)
-    assert (imagine(models("t2v"), tmp_path / "c.mp4", "--seed", "1") != first).any()
+    assert (imagine(models("t2v"), tmp_path / "c.mp4", "--seed", "1") != first).mean() > 0.5
 
 
 def test_the_loop_is_its_formula():

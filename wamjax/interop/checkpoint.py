@@ -26,7 +26,7 @@ from wamjax import config as configuration
 from wamjax.errors import UserError
 from wamjax.interop.components import KINDS, PREFIXES, Kind, recognise
 from wamjax.interop.files import INDEX, Tensors, open_tensors
-from wamjax.interop.keymap import check, flatten, nest, place
+from wamjax.interop.keymap import check, flatten, nest, packed, place
 from wamjax.sharding.mesh import shardings
 
 DESCRIPTION = "component.json"
@@ -407,7 +407,7 @@ def _write_leaf(params: Path, path: str, leaf: Leaf, progress: Progress) -> None
     }
     array = tensorstore.open(spec).result()
     for i in range(leaf.shape[0] if leaf.stacked else 1):
-        numbers = np.ascontiguousarray(leaf.read(i))
+        numbers = packed(leaf.read(i))
         (array[i] if leaf.stacked else array).write(numbers).result()
         progress(numbers.nbytes)
 
