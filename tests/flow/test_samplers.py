@@ -8,7 +8,7 @@ import pytest
 from wamjax.errors import UserError
 from wamjax.flow.matching import interpolate
 from wamjax.flow.samplers import guided, sample
-from wamjax.flow.schedules import diffusers_nodes, integer_timestep, shifted, uniform_nodes, wan_nodes
+from wamjax.flow.schedules import TrainingTimes, diffusers_nodes, integer_timestep, shifted, uniform_nodes, wan_nodes
 from wamjax.flow.solvers import SOLVERS, dpmpp, euler, unipc
 
 RANDOM = np.random.default_rng(0)
@@ -145,3 +145,16 @@ def test_known_entries_come_out_unchanged_and_follow_their_noise_path():
     np.testing.assert_allclose(result["a"][:, 1], NOISE[:, 1] - 1, rtol=1e-5, atol=1e-5)
     for x, sigma in inputs:
         np.testing.assert_allclose(x[:, 0], interpolate(DATA, NOISE, jnp.full(3, sigma))[:, 0], rtol=1e-5, atol=1e-5)
+
+
+def test_training_times_and_weights_are_those_of_the_fine_tuners():
+    table = TrainingTimes.wan()
+    np.testing.assert_allclose(1000 * table.sigma[[0, 1, 500, 999]], [1000, 999.7998, 833.3333, 4.980], atol=1e-3)
+    known = {1000: 0.0, 937.5: 0.398, 833.33: 1.025, 625: 1.914, 500: 2.076, 100: 0.638, 4.98: 0.032}
+    found = jax.jit(table.weight_at)(jnp.array(list(known)) / 1000)
+    np.testing.assert_allclose(found, list(known.values()), atol=1e-3)
+    assert table.weight.mean() == pytest.approx(1)
+    sigma, weight = jax.jit(lambda key: table.draw(key, (4, 5000)))(jax.random.key(0))
+    np.testing.assert_array_equal(weight, table.weight_at(sigma))
+    assert sigma.mean() == pytest.approx(table.sigma.mean(), abs=0.01)
+    assert weight.mean() == pytest.approx(1, abs=0.02)

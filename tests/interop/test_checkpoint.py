@@ -1,5 +1,6 @@
 """Import, load, save and export: whole components through real files, and every way a file can be wrong."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -124,6 +125,24 @@ def test_leaves_are_loaded_in_parts_onto_a_mesh(tmp_path):
     source = put(tmp_path / "source", "dit")
     simulated = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", MESH, str(source)], check=True, env=os.environ | simulated, timeout=120)
+
+
+def test_the_head_of_the_original_image_encoder_comes_back(tmp_path):
+    """Its text tower does not, and transformers' tower has no head."""
+    config = dataclasses.replace(interop.load(put(tmp_path / "source", "clip")).config, projection=24)
+    row = KINDS["clip"]
+    shapes = {path: leaf.shape for path, leaf in row.shapes(config).items()}
+    table = row.keymap(config, "original")
+    names = {key: shape for path, source in table.items() for key, shape in source.shapes(shapes[path]).items()}
+    tensors = {key: tensor.astype(ml_dtypes.bfloat16) for key, tensor in weights(names, 3).items()}
+    strangers = {"textual.token_embedding.weight": tensors["visual.head"], "log_scale": tensors["visual.head"][0]}
+    put(tmp_path / "original", "clip", tensors | strangers)
+    assert main(["import", str(tmp_path / "original"), str(tmp_path / "ours")]) == 0
+    assert main(["export", str(tmp_path / "ours"), str(tmp_path / "back"), "--layout", "original"]) == 0
+    (file,) = (tmp_path / "back").glob("*.safetensors")
+    assert_same(load_file(file), tensors)
+    assert main(["export", str(tmp_path / "ours"), str(tmp_path / "transformers")]) == 0
+    assert load_file(tmp_path / "transformers" / "model.safetensors").keys() == published("clip").keys()
 
 
 def test_shards_are_written_and_read_with_their_index(tmp_path, monkeypatch):

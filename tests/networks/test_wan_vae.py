@@ -148,6 +148,18 @@ def test_latents_are_normalised_by_the_published_constants():
     np.testing.assert_allclose(plain, again, rtol=0, atol=1e-5)
 
 
+def test_the_posterior_is_drawn_from():
+    _, _, params = fixture("wan21", 0)
+    scaled = dataclasses.replace(TINY["wan21"], mean=(0.5, -1.0, 0.0, 2.0), std=(2.0, 1.0, 0.5, 4.0))
+    clip, noise = draw("clip", (1, 1, 8, 8, 3), 7), draw("noise", (1, 1, 1, 1, 4), 7)
+    mean, log_variance = run(TINY["wan21"], "moments", params, clip)
+    drawn = WanVAE(scaled).apply({"params": params}, clip, noise, method="sample")
+    wanted = (mean + np.exp(log_variance / 2) * noise - np.array(scaled.mean)) / np.array(scaled.std)
+    np.testing.assert_allclose(drawn, wanted, rtol=0, atol=1e-5)
+    still = WanVAE(scaled).apply({"params": params}, clip, 0 * noise, method="sample")
+    np.testing.assert_allclose(still, run(scaled, "encode", params, clip), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("shape", [(1, 4, 8, 8, 3), (1, 2, 8, 8, 3), (1, 5, 12, 8, 3), (1, 5, 8, 7, 3)])
 def test_clips_that_do_not_divide_are_refused(shape):
     with pytest.raises(UserError, match="4 n \\+ 1 frames"):

@@ -1,7 +1,11 @@
-"""Noise times at which a sampler stops. All rules return n + 1 falling values, the last one 0."""
+"""Noise times: those at which a sampler stops (n + 1 falling values, the last one 0), and those of training."""
 
 from __future__ import annotations
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -30,3 +34,37 @@ def diffusers_nodes(steps: int, shift: float = 5.0) -> Float[np.ndarray, " n1"]:
 def integer_timestep(sigma: Float[Array, "*b"]) -> Float[Array, "*b"]:
     """The timestep that Wan's networks are given when sampling: 1000 sigma, truncated."""
     return (1000.0 * sigma).astype(int).astype(sigma.dtype)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainingTimes:
+    """The noise times of training, one per number 0, 1, ...: falling from 1.
+
+    Attributes:
+        sigma: the noise times.
+        weight: of the squared velocity error at each; 1 on average.
+    """
+
+    sigma: Float[np.ndarray, " n"]
+    weight: Float[np.ndarray, " n"]
+
+    @classmethod
+    def wan(cls, shift: float = 5.0, count: int = 1000) -> TrainingTimes:
+        """Even steps, shifted, under a bell-shaped weight that is 0 at pure noise, where the task is trivial.
+
+        What fine-tuning code for Wan uses (FlowMatchScheduler of DiffSynth-Studio); Wan's own is not published.
+        """
+        sigma = shifted(1 - np.arange(count) / count, shift)
+        bell = np.exp(-2 * (sigma - 0.5) ** 2)
+        bell -= bell.min()
+        return cls(sigma, bell * count / bell.sum())
+
+    def draw(self, key: Array, shape: tuple[int, ...]) -> tuple[Float[Array, "*b"], Float[Array, "*b"]]:
+        """Noise times drawn evenly from the table, and their weights."""
+        number = jax.random.randint(key, shape, 0, len(self.sigma))
+        return jnp.asarray(self.sigma, jnp.float32)[number], jnp.asarray(self.weight, jnp.float32)[number]
+
+    def weight_at(self, sigma: Float[Array, "*b"]) -> Float[Array, "*b"]:
+        """The weight of the nearest noise time of the table."""
+        falling = jnp.asarray((self.sigma[:-1] + self.sigma[1:]) / 2, jnp.float32)
+        return jnp.asarray(self.weight, jnp.float32)[jnp.searchsorted(-falling, -sigma)]

@@ -40,6 +40,8 @@ FOLDERS = {
 """Components of a published model, and the folders they lie in (diffusers; the two networks of the original A14B)."""
 FILES = {"vae": "*VAE*", "text_encoder": "*t5*", "image_encoder": "*clip*", "transformer": "diffusion_pytorch_model*"}
 """Components of an original release that lie in one folder, and how their files are named."""
+EVERY = "original"
+"""The layout that has a tensor for every parameter."""
 SHARD = 2**30
 """Bytes of a file of weights, about."""
 CHUNK = 2**26
@@ -168,7 +170,7 @@ def of_params(module: nn.Module, params: Any) -> Component:
     if kind is None:
         raise UserError(f"{type(module).__name__} has no published layout: it cannot be exported")
     config = module.config
-    keymap = KINDS[kind].keymap(config, "diffusers")
+    keymap = KINDS[kind].keymap(config, EVERY)
 
     def leaf(array: Any, stacked: bool) -> Leaf:
         return Leaf(array.shape, np.dtype(array.dtype), stacked, lambda i: np.asarray(array[i] if stacked else array))
@@ -262,7 +264,9 @@ def export(component: Component, folder: Path, layout: str, progress: Progress =
     from safetensors.numpy import save_file
 
     row, _ = KINDS[component.kind], place(layout)
-    keymap = row.keymap(component.config, layout)
+    keymap, left = row.keymap(component.config, layout), row.left.get(layout, ())
+    leaves = {path: leaf for path, leaf in component.leaves.items() if path not in left}
+    component = dataclasses.replace(component, leaves=leaves)
     stem, shards = row.stem[layout], _shards(keymap, component)
     names = [f"{stem}.safetensors"]
     if len(shards) > 1:
@@ -348,7 +352,7 @@ def _without_repeats(row: Kind, tensors: Tensors) -> Tensors:
 def _checked(component: Component) -> Component:
     """The component, if its parameters are those of its configuration."""
     expected = {path: leaf.shape for path, leaf in KINDS[component.kind].shapes(component.config).items()}
-    keymap = KINDS[component.kind].keymap(component.config, "diffusers")
+    keymap = KINDS[component.kind].keymap(component.config, EVERY)
     found = component.leaves
     if odd := expected.keys() ^ found.keys():
         raise UserError(f"the parameters do not fit this {component.kind}: {len(odd)} differ, first {min(odd)}")
@@ -366,7 +370,7 @@ def _open_imported(folder: Path) -> Component:
         config: Any = configuration.build(row.config, described["config"])
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder} is no imported component ({error}): import it again") from error
-    keymap = row.keymap(config, "diffusers")
+    keymap = row.keymap(config, EVERY)
 
     def leaf(path: str, stacked: bool) -> Leaf:
         try:

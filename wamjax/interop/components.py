@@ -36,6 +36,7 @@ class Kind:
         stem: name of the weights' files, per layout.
         rules: where its parameters lie on a mesh.
         unused: starts of names that may be in a file beside the component's tensors.
+        left: per layout, parameters that it has no tensor for, and that an export leaves out.
         aliases: a name in a file to the name of the tensor that it repeats.
     """
 
@@ -49,6 +50,7 @@ class Kind:
     stem: Mapping[str, str]
     rules: Rules = ((".*", ()),)
     unused: tuple[str, ...] = ()
+    left: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def shapes(self, config: Any) -> dict[str, jax.ShapeDtypeStruct]:
@@ -198,6 +200,7 @@ def _clip_sized(shapes: Shapes, layout: str, hints: Hints) -> clip.CLIPVisionCon
         mlp=mlp,
         layers=layers,
         used=layers - 1,
+        projection=shapes.get("visual.head", (0, 0))[1],
     )
 
 
@@ -280,7 +283,8 @@ KINDS = {
         sized=_clip_sized,
         described=_clip_described,
         stem={"original": "models_clip_open-clip-xlm-roberta-large-vit-huge-14", "diffusers": "model"},
-        unused=("textual.", "log_scale", "visual.head", "embeddings.position_ids"),
+        unused=("textual.", "log_scale", "embeddings.position_ids"),
+        left={"diffusers": ("projection",)},
     ),
 }
 """By the name that imported folders carry."""

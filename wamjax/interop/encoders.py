@@ -80,6 +80,8 @@ def clip_vision(config: CLIPVisionConfig, layout: str) -> KeyMap:
         weight, main = ("scale", VECTOR) if path.startswith("norm") else ("kernel", LINEAR)
         for leaf, tensor, how in ((weight, "weight", main), ("bias", "bias", VECTOR)):
             rows[f"blocks/{path}/{leaf}"] = stacked([f"{block}.{n}.{tensor}" for n in names], how, config.layers)
+    if config.projection and layout == "original":  # transformers' tower has no head
+        rows["projection"] = Source(("visual.head",), TABLE)
     for path, name in (("norm_in", norm_in), ("norm_out", norm_out)):
         rows[f"{path}/scale"] = Source((f"{name}.weight",), VECTOR)
         rows[f"{path}/bias"] = Source((f"{name}.bias",), VECTOR)

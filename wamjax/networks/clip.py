@@ -24,7 +24,8 @@ class CLIPVisionConfig:
     Attributes:
         image, patch: edges in pixels.
         width, heads, mlp, layers: of the transformer.
-        used: blocks that run. The others, and the last norm, are carried along for export.
+        used: blocks that run. The others, and the last norm, are carried along for export,
+        projection: as is the head of the original files, of so many outputs; 0 where there is none.
     """
 
     image: int = 224
@@ -34,6 +35,7 @@ class CLIPVisionConfig:
     mlp: int = 5120
     layers: int = 32
     used: int = 31
+    projection: int = 0
 
 
 class CLIPVision(nn.Module):
@@ -60,6 +62,8 @@ class CLIPVision(nn.Module):
         block = Block(c, parent=None)
         blocks = stacked(self, block, c.layers, x)
         AffineNorm(1e-5, name="norm_out")(x)  # only to hold its parameters
+        if c.projection:
+            self.param("projection", nn.initializers.normal(0.02), (c.width, c.projection))
 
         def layer(x: Array, params: Any) -> tuple[Array, None]:
             result: Any = block.apply({"params": params}, x)

@@ -154,10 +154,12 @@ class WanVAE(nn.Module):
 
     def encode(self, video: Video, first: bool = True) -> Video:
         """Normalised latents: the posterior's mean, which is what Wan is trained on."""
-        mean, _ = self.moments(video, first)
-        if not self.config.mean:
-            return mean
-        return (mean - jnp.asarray(self.config.mean, mean.dtype)) / jnp.asarray(self.config.std, mean.dtype)
+        return self._normalised(self.moments(video, first)[0])
+
+    def sample(self, video: Video, noise: Video, first: bool = True) -> Video:
+        """Normalised latents drawn from the posterior, with standard normal `noise` of their shape."""
+        mean, log_variance = self.moments(video, first)
+        return self._normalised(mean + jnp.exp(0.5 * jnp.clip(log_variance, -30, 20)) * noise)
 
     def decode(self, latents: Video, first: bool = True) -> Video:
         """The clip (b, 1 + 4 (t - 1), s h, s w, 3) of normalised latents, clamped to [-1, 1]; later chunks give 4 t."""
@@ -165,6 +167,12 @@ class WanVAE(nn.Module):
         if c.mean:
             latents = latents * jnp.asarray(c.std, latents.dtype) + jnp.asarray(c.mean, latents.dtype)
         return jnp.clip(unfold(self.decoder(self.post_quant(latents), first), c.patch), -1, 1)
+
+    def _normalised(self, latents: Video) -> Video:
+        c = self.config
+        if not c.mean:
+            return latents
+        return (latents - jnp.asarray(c.mean, latents.dtype)) / jnp.asarray(c.std, latents.dtype)
 
 
 class Encoder(nn.Module):
