@@ -106,8 +106,8 @@ MESH = """
 import sys, jax, numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from wamjax import interop
-from wamjax.interop.keymap import flatten
-from wamjax.sharding.mesh import MeshConfig, make_mesh
+from wamjax.interop.keymap import flatten, nest
+from wamjax.sharding.mesh import MeshConfig, batch_sharding, make_mesh
 
 whole = flatten(interop.load(sys.argv[1]).params)
 mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
@@ -116,12 +116,22 @@ wanted = NamedSharding(mesh, PartitionSpec(None, "fsdp", "tensor"))
 assert spread["blocks/expert_0/ffn_in/kernel"].sharding == wanted
 for path, leaf in whole.items():
     np.testing.assert_array_equal(np.asarray(leaf, np.float32), np.asarray(spread[path], np.float32))
+module = interop.load(sys.argv[1]).module
+random = np.random.default_rng(0)
+inputs = [random.standard_normal(s, np.float32) for s in ((4, 3, 4, 4, 36), (4, 3), (4, 5, 32), (4, 257, 1280))]
+inputs[1] = np.abs(500 * inputs[1])
+run = jax.jit(lambda params, *inputs: module.apply({"params": params}, *inputs))
+one = run(nest({k: np.asarray(v, np.float32) for k, v in whole.items()}), *inputs)
+spread = interop.load(sys.argv[1], dtype=np.float32, sharding=mesh).params
+many = run(spread, *(jax.device_put(x, batch_sharding(mesh)) for x in inputs))
+assert len(many.sharding.device_set) == 8
+np.testing.assert_allclose(one, many, rtol=0, atol=2e-5)
 same = interop.load(sys.argv[1], sharding=NamedSharding(mesh, PartitionSpec()))
 assert all(leaf.sharding.is_fully_replicated and len(leaf.devices()) == 8 for leaf in jax.tree.leaves(same.params))
 """
 
 
-def test_leaves_are_loaded_in_parts_onto_a_mesh(tmp_path):
+def test_leaves_are_loaded_in_parts_onto_a_mesh_and_eight_devices_give_the_result_of_one(tmp_path):
     source = put(tmp_path / "source", "dit")
     simulated = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     subprocess.run([sys.executable, "-c", MESH, str(source)], check=True, env=os.environ | simulated, timeout=120)

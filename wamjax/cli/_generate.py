@@ -1,4 +1,4 @@
-"""Video from a prompt: what `wamjax imagine --prompt` does, one network in memory at a time."""
+"""Video from a prompt: what `wamjax imagine --prompt` does. The text encoder is gone when the transformer comes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import numpy as np
 
 from wamjax.errors import UserError
 from wamjax.interop import Loaded, load
-from wamjax.interop.checkpoint import components
+from wamjax.interop.checkpoint import components, open_component
 from wamjax.networks import clip
 from wamjax.networks.umt5_tokenizer import Tokenizer
 from wamjax.networks.wan import generation
-from wamjax.networks.wan.dit import Precision, WanDiT
-from wamjax.networks.wan.generation import RECIPES, Condition, Recipe
-from wamjax.networks.wan.vae import stream
+from wamjax.networks.wan.dit import Precision, WanDiT, WanDiTConfig
+from wamjax.networks.wan.generation import RECIPES, Condition, Recipe, solver_of
+from wamjax.networks.wan.vae import WanVAEConfig, stream
 
 Say = Callable[[str, int], Callable[[], None]]
 """(stage, steps) -> what to call after each: a progress bar."""
@@ -33,26 +33,40 @@ def generate(args: argparse.Namespace, changes: dict[str, Any], say: Say) -> tup
     for name in ("transformer", "vae", "text_encoder"):
         if name not in places:
             raise UserError(f"{model} lacks the component {name}: give the folder of a whole model")
-    kept = load(model, "transformer", dtype)
-    second = load(model, "transformer_2", dtype) if "transformer_2" in places else None
-    kind = generation.conditioning(kept.config, second is not None)
-    recipe = dataclasses.replace(RECIPES[kind], **changes)
-    if kind.startswith("i2v") and args.image is None:
-        raise UserError("this model makes video from an image: give one with --image")
-    if kind.startswith("t2v") and args.image is not None:
-        raise UserError("this model makes video from text alone: leave --image away")
+    network, codec = (open_component(places[name]).config for name in ("transformer", "vae"))
+    kind = generation.conditioning(network, "transformer_2" in places)
+    recipe = sized(dataclasses.replace(RECIPES[kind], **changes), kind, args.image, network, codec)
+    shape = generation.latent_shape(recipe, network, codec)
+    solver_of(recipe)
+    text = features(model, [args.prompt, args.negative_prompt], dtype, network.text_length, args.tokenizer)
     vae = load(model, "vae", jnp.float32)
-    recipe, condition = conditioned(model, recipe, kept, vae, args.image, kind)
-    shape = generation.latent_shape(recipe, kept.config, vae.config)
-    text = features(model, [args.prompt, args.negative_prompt], dtype, kept.config.text_length, args.tokenizer)
-    compute = jax.tree.leaves(kept.params)[0].dtype
-    dit = WanDiT(kept.config, Precision(compute))
-    params = (kept.params,) if second is None else (kept.params, second.params)
+    condition = Condition() if args.image is None else conditioned(model, recipe, network, vae, args.image, kind)
+    both = [name for name in ("transformer", "transformer_2") if name in places]
+    params = tuple(load(model, name, dtype).params for name in both)
+    dit = WanDiT(network, Precision(jax.tree.leaves(params)[0].dtype))
     noise = jax.random.normal(jax.random.key(args.seed), (1, *shape))
     report = say("denoising", recipe.steps)
     loop = jax.jit(lambda p, n, t, c: generation.denoise(dit, p, n, t[:1], t[1:], Condition(**c), recipe, report))
     latents = loop(params, noise, text, vars(condition))
+    del params
     return decoded(vae, latents, say), recipe
+
+
+def sized(recipe: Recipe, kind: str, image: str | None, network: WanDiTConfig, codec: WanVAEConfig) -> Recipe:
+    """The recipe with the size that the image's aspect gives, if there is an image."""
+    if kind.startswith("i2v") and image is None:
+        raise UserError("this model makes video from an image: give one with --image")
+    if kind.startswith("t2v") and image is not None:
+        raise UserError("this model makes video from text alone: leave --image away")
+    if image is None:
+        return recipe
+    width, height = opened(image).size
+    _, side = generation.factors(network, codec)
+    rule = generation.size_like if kind == "ti2v" else generation.size_near
+    rows, columns = rule(recipe.height * recipe.width, height, width, side)
+    if not rows or not columns:
+        raise UserError(f"an image of {height}x{width} gives no video of {recipe.height * recipe.width} pixels")
+    return dataclasses.replace(recipe, height=rows, width=columns)
 
 
 def features(model: Path, prompts: list[str], dtype: Any, length: int, tokenizer: str | None) -> jax.Array:
@@ -69,33 +83,20 @@ def features(model: Path, prompts: list[str], dtype: Any, length: int, tokenizer
     return jnp.where(present[..., None], found, 0)
 
 
-def conditioned(
-    model: Path, recipe: Recipe, dit: Loaded, vae: Loaded, image: str | None, kind: str
-) -> tuple[Recipe, Condition]:
-    """The condition on an image, and the recipe with the size that its aspect gives."""
-    if image is None:
-        return recipe, Condition()
+def conditioned(model: Path, recipe: Recipe, network: WanDiTConfig, vae: Loaded, image: str, kind: str) -> Condition:
+    """The condition on an image, for a video of the recipe's size."""
     picture = opened(image)
-    width, height = picture.size
-    _, side = generation.factors(dit.config, vae.config)
-    rule = generation.size_like if kind == "ti2v" else generation.size_near
-    rows, columns = rule(recipe.height * recipe.width, height, width, side)
-    if not rows or not columns:
-        raise UserError(f"an image of {height}x{width} gives no video of {recipe.height * recipe.width} pixels")
-    recipe = dataclasses.replace(recipe, height=rows, width=columns)
     if kind == "ti2v":
-        first = cropped(picture, rows, columns)[:, None]
-        encode = jax.jit(lambda params: vae.module.apply({"params": params}, first, method="encode"))
-        return recipe, Condition(first=encode(vae.params))
-    whole = pixels(picture)
-    beside = jax.jit(lambda p: generation.beside(vae.module, p, whole, recipe.frames, rows, columns))(vae.params)
-    if not dit.config.image:
-        return recipe, Condition(beside=beside)
+        first = cropped(picture, recipe.height, recipe.width)[:, None]
+        encode = jax.jit(lambda p: vae.module.apply({"params": p}, first, method="encode"))
+        return Condition(first=encode(vae.params))
+    whole, size = pixels(picture), (recipe.frames, recipe.height, recipe.width)
+    beside = jax.jit(lambda p: generation.beside(vae.module, p, whole, *size))(vae.params)
+    if not network.image:
+        return Condition(beside=beside)
     tower = load(model, "image_encoder", jnp.float32)
-    seen = jax.jit(lambda p: tower.module.apply({"params": p}, clip.preprocess(whole, tower.config.image)))(
-        tower.params
-    )
-    return recipe, Condition(beside=beside, image=seen)
+    see = jax.jit(lambda p: tower.module.apply({"params": p}, clip.preprocess(whole, tower.config.image)))
+    return Condition(beside=beside, image=see(tower.params))
 
 
 def opened(path: str) -> Any:

@@ -129,7 +129,7 @@ def load(
     Raises:
         UserError: nothing to load, damaged files, or tensors that do not fill the network exactly.
     """
-    found = open_component(_choose(Path(path), component))
+    found = open_component(choose(Path(path), component))
     row = KINDS[found.kind]
     shapes = {path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in found.leaves.items()}
     places: Mapping[str, Any] = dict.fromkeys(shapes, sharding)
@@ -311,7 +311,8 @@ def appearing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _choose(path: Path, component: str | None) -> Path:
+def choose(path: Path, component: str | None) -> Path:
+    """The place of a component; a UserError lists those there are."""
     found = components(path)
     if component is None and len(found) == 1:
         return next(iter(found.values()))

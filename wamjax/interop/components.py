@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from wamjax.errors import UserError
 from wamjax.interop import encoders, wan_dit, wan_vae
-from wamjax.interop.keymap import KeyMap, flatten
+from wamjax.interop.keymap import KeyMap, flatten, place
 from wamjax.networks import clip, umt5
 from wamjax.networks.wan import dit, vae
 from wamjax.sharding.mesh import Rules
@@ -60,7 +60,7 @@ class Kind:
 
 
 def _dit_sized(shapes: Shapes, layout: str, hints: Hints) -> dit.WanDiTConfig:
-    which = ("original", "diffusers").index(layout)
+    which = place(layout)
     width, inputs, *patch = shapes["patch_embedding.weight"]
     mlp = shapes[("blocks.0.ffn.0.weight", "blocks.0.ffn.net.0.proj.weight")[which]][0]
     outputs = shapes[("head.head.weight", "proj_out.weight")[which]][0]
@@ -155,7 +155,7 @@ def _vae_described(config: vae.WanVAEConfig, layout: str) -> dict[str, Any] | No
 
 def _umt5_sized(shapes: Shapes, layout: str, hints: Hints) -> umt5.UMT5Config:
     embedding, block, _ = encoders.UMT5_PLACES[layout]
-    which = ("original", "diffusers").index(layout)
+    which = place(layout)
     names = {path: f"{block.format(0)}.{row[which]}.weight" for path, row in encoders.UMT5_BLOCK.items()}
     buckets, heads = shapes[names["positions"]]
     vocabulary, width = shapes[f"{embedding}.weight"]

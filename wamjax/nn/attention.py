@@ -24,8 +24,10 @@ def attention(
     Raises:
         ValueError: keys that do not cover the plan, or ids of another length.
     """
-    if k.shape[1] != plan.length or ids.segment.shape[1] != plan.length:
-        raise ValueError(f"the plan has {plan.length} tokens but keys have {k.shape[1]} and ids {ids.segment.shape[1]}")
+    if k.shape[1] != plan.length or ids.time.shape[1] != plan.length:
+        raise ValueError(f"the plan has {plan.length} tokens but keys have {k.shape[1]} and ids {ids.time.shape[1]}")
+    if plan.full and ids.segment is None:
+        return attend_to_all(q, k, v)
     mask = visible(plan, ids, q.shape[1])[:, None]
     scores = jnp.einsum("bqkh,bnkh->bkqn", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
@@ -36,5 +38,5 @@ def attention(
 def attend_to_all(
     q: Float[Array, "b q k h"], k: Float[Array, "b n k h"], v: Float[Array, "b n k h"]
 ) -> Float[Array, "b q k h"]:
-    """Softmax attention of every query to every key: to a context such as a prompt, outside the token plan."""
+    """Softmax attention of every query to every key, without a mask: to a prompt, say, or within a whole clip."""
     return jax.nn.dot_product_attention(q, k, v)

@@ -66,6 +66,11 @@ class TokenPlan:
         """Number of tokens."""
         return sum(group.length for group in self.groups)
 
+    @property
+    def full(self) -> bool:
+        """Whether every token may see every token."""
+        return all(map(all, self.visible)) and not any(group.causal and group.length > 1 for group in self.groups)
+
     @functools.cached_property
     def mask(self) -> np.ndarray:
         """The dense visibility (n, n) without segments; for the reference attention and for counting."""
@@ -88,11 +93,12 @@ class TokenIds:
 
     Attributes:
         segment: (b, n) which packed sample a token belongs to; -1 marks an absent token. Tokens see only their segment.
+            None: all tokens are there and belong together, which kernels need not check.
         time: (b, n) index of the token's noise time in the sample's table of times.
         position: (b, n, axes) coordinates for rotary embeddings, whole or not; None for networks without them.
     """
 
-    segment: Int[Array, "b n"]
+    segment: Int[Array, "b n"] | None
     time: Int[Array, "b n"]
     position: Float[Array, "b n axes"] | None = None
 
@@ -104,9 +110,11 @@ class TokenIds:
         return cls(segment=jnp.zeros_like(time), time=time)
 
 
-def visible(plan: TokenPlan, ids: TokenIds, queries: int) -> Bool[Array, "b q n"]:
+def visible(plan: TokenPlan, ids: TokenIds, queries: int) -> Bool[Array, "#b q n"]:
     """Who sees whom: the plan's relation and equal segments, for the plan's last `queries` tokens."""
     relation = jnp.asarray(plan.mask[plan.length - queries :])
+    if ids.segment is None:
+        return relation[None]
     query_segment = ids.segment[:, plan.length - queries :, None]
     return relation[None] & (query_segment == ids.segment[:, None, :]) & (query_segment >= 0)
 

@@ -262,7 +262,7 @@ def clip_ids(grid: tuple[int, int, int], batch: int, levels: int) -> TokenIds:
         return jnp.broadcast_to(jnp.asarray(row), (batch, *row.shape))
 
     return TokenIds(
-        segment=jnp.zeros((batch, len(position)), jnp.int32),
+        segment=None,
         time=repeated(time.astype(np.int32)),
         position=repeated(position.astype(np.float32)),
     )

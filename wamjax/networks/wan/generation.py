@@ -96,12 +96,12 @@ def latent_shape(recipe: Recipe, dit: WanDiTConfig, vae: WanVAEConfig) -> tuple[
 
 
 def size_like(area: int, height: int, width: int, side: int) -> tuple[int, int]:
-    """Height and width near an image's aspect, within `area` pixels, multiples of `side` (TI2V's rule)."""
+    """Height and width near an image's aspect, within `area` pixels, multiples of `side` (TI2V's rule); 0 if none."""
     aspect, candidates = width / height, []
-    x = int(math.sqrt(area * aspect) // side * side)
-    candidates.append((int(area / x // side * side), x))
-    y = int(area / math.sqrt(area * aspect) // side * side)
-    candidates.append((y, int(area / y // side * side)))
+    x, y = (max(side, int(math.sqrt(area * ratio) // side * side)) for ratio in (aspect, 1 / aspect))
+    candidates += [(int(area / x // side * side), x), (y, int(area / y // side * side))]
+    if not all(map(all, candidates)):
+        return 0, 0
     ratios = [max(aspect * h / w, w / h / aspect) for h, w in candidates]
     return candidates[0] if ratios[0] < ratios[1] else candidates[1]
 
