@@ -34,6 +34,7 @@ DITS = {
     "ti2v": WanDiTConfig(**TINY, inputs=48, outputs=48),
     "i2v-a14b": WanDiTConfig(**TINY, inputs=36),
     "t2v-a14b": WanDiTConfig(**TINY),
+    "flf2v": WanDiTConfig(**TINY, inputs=36, image=32, image_positions=10),
 }
 VAE21 = dataclasses.replace(WAN21_VAE, width=8, decoder_width=8)
 VAE22 = dataclasses.replace(WAN22_VAE, width=8, decoder_width=12)
@@ -234,6 +235,7 @@ def test_prompts_are_cleaned_cut_and_ended(spiece):
         ("t2v", ["--image", "x.png"], "makes video from text alone"),
         ("i2v", [], "makes video from an image: give one with --image"),
         ("i2v", ["--image", "nothing.png"], "nothing.png is no image that can be read"),
+        ("flf2v", ["--image", "x.png"], "joins a first and a last frame, which cannot be asked for yet"),
         ("t2v", ["--frames", "6"], "use 4 n + 1 frames"),
         ("t2v", ["--solver", "heun"], "unknown solver 'heun'"),
         ("t2v", ["--tokenizer", "nothing"], "holds no tokenizer"),

@@ -179,3 +179,5 @@ def test_a_missing_image_is_named():
     inputs = (jnp.zeros((1, 1, 2, 2, 36)), jnp.zeros((1, 1)), jnp.zeros((1, 1, 32)))
     with pytest.raises(UserError, match="reads image features of width 1280"):
         jax.eval_shape(WanDiT(tiny("i2v")).init, jax.random.key(0), *inputs)
+    with pytest.raises(UserError, match="reads 514 image tokens, not 257"):
+        jax.eval_shape(WanDiT(tiny("flf2v")).init, jax.random.key(0), *inputs, jnp.zeros((1, 257, 40)))

@@ -54,6 +54,8 @@ def generate(args: argparse.Namespace, changes: dict[str, Any], say: Say) -> tup
 
 def sized(recipe: Recipe, kind: str, image: str | None, network: WanDiTConfig, codec: WanVAEConfig) -> Recipe:
     """The recipe with the size that the image's aspect gives, if there is an image."""
+    if network.image_positions:
+        raise UserError("this model joins a first and a last frame, which cannot be asked for yet: use an I2V model")
     if kind.startswith("i2v") and image is None:
         raise UserError("this model makes video from an image: give one with --image")
     if kind.startswith("t2v") and image is not None:

@@ -154,7 +154,7 @@ class WanDiT(nn.Module):
             latents: noisy latents, followed in the channels by the condition's where the network reads one.
             timestep: noise levels times 1000: one per clip, per latent frame or per token (m divides the tokens).
             text: features of the prompt, without padding or zero where padded.
-            image: features of the image, where the network reads them.
+            image: features of the image, where the network reads them; of two images, one after the other (FLF2V).
 
         Raises:
             UserError: what does not fit the network, by name.
@@ -246,9 +246,13 @@ class WanDiT(nn.Module):
         return c.text_length - text.shape[1]
 
     def _image(self, image: Array | None) -> Array:
-        if image is None or image.shape[2] != self.config.image:
+        c = self.config
+        if image is None or image.shape[2] != c.image:
+            raise UserError(f"the network reads image features of width {c.image}: give it CLIP's of the image")
+        if c.image_positions and image.shape[1] != c.image_positions:
             raise UserError(
-                f"the network reads image features of width {self.config.image}: give it CLIP's of the image"
+                f"the network reads {c.image_positions} image tokens, not {image.shape[1]}: "
+                "give it the first and the last frame's, one after the other"
             )
         return image
 
@@ -277,8 +281,7 @@ class ImageEmbedding(nn.Module):
     def __call__(self, x: Float[Array, "b i f"]) -> Float[Array, "b i d"]:
         c = self.config
         if c.image_positions:
-            pairs = x.reshape(-1, c.image_positions, c.image)  # both images of a sample in one row
-            x = pairs + self.param("positions", nn.initializers.zeros, pairs.shape[1:]).astype(x.dtype)
+            x = x + self.param("positions", nn.initializers.zeros, (c.image_positions, c.image)).astype(x.dtype)
         x = AffineNorm(1e-5, name="norm_in")(x)
         x = Linear(c.image, _glorot, name="hidden")(x)
         x = Linear(c.width, _glorot, name="out")(jax.nn.gelu(x, approximate=False))
