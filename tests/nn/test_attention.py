@@ -1,10 +1,11 @@
 """The attention door against NumPy in double precision."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wamjax.nn.attention import attention
+from wamjax.nn.attention import attend_to_all, attention
 from wamjax.nn.tokens import Group, TokenIds, TokenPlan
 
 
@@ -33,3 +34,28 @@ def test_keys_must_cover_the_plan():
     x = jnp.zeros((1, 3, 1, 2))
     with pytest.raises(ValueError, match="4 tokens but keys have 3"):
         attention(x, x, x, plan, TokenIds.of(plan, 1, {"a": 0}))
+
+
+@pytest.mark.parametrize("pairs", [1, 40, 77, 2**20])
+def test_queries_in_blocks_give_the_same_as_at_once(pairs):
+    q, k, v = (jax.random.normal(jax.random.key(i), (2, n, 3, 4)) for i, n in enumerate((7, 11, 11)))
+
+    def run(q, k, v, pairs):
+        return jnp.sum(jnp.sin(attend_to_all(q, k, v, pairs)))
+
+    plan = TokenPlan.from_rule([Group("a", 11)], lambda q, k: True)
+    masked = attention(q, k, v, plan, TokenIds.of(plan, 2, {"a": 0}))
+    np.testing.assert_allclose(attend_to_all(q, k, v, pairs), masked, rtol=0, atol=1e-6)
+    whole, blocks = (jax.grad(run, (0, 1, 2))(q, k, v, p) for p in (2**20, pairs))
+    for a, b in zip(whole, blocks, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)
+
+
+def test_memory_does_not_grow_with_the_square_of_the_length():
+    def temporary(n: int) -> int:
+        x = jax.ShapeDtypeStruct((1, n, 1, 8), jnp.float32)
+        run = jax.jit(lambda q, k, v: attend_to_all(q, k, v, pairs=2**16))
+        return run.lower(x, x, x).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary(4096) < 2.5 * temporary(2048)
+    assert temporary(4096) < 4096**2

@@ -36,7 +36,18 @@ def attention(
 
 
 def attend_to_all(
-    q: Float[Array, "b q k h"], k: Float[Array, "b n k h"], v: Float[Array, "b n k h"]
+    q: Float[Array, "b q k h"], k: Float[Array, "b n k h"], v: Float[Array, "b n k h"], pairs: int = 2**23
 ) -> Float[Array, "b q k h"]:
-    """Softmax attention of every query to every key, without a mask: to a prompt, say, or within a whole clip."""
-    return jax.nn.dot_product_attention(q, k, v)
+    """Softmax attention of every query to every key, without a mask: to a prompt, say, or within a whole clip.
+
+    Queries go in blocks of so many that a head's scores are at most `pairs`, forwards and backwards: a long clip costs
+    time, not memory.
+    """
+    queries, block = q.shape[1], max(1, pairs // k.shape[1])
+    if queries <= block:
+        return jax.nn.dot_product_attention(q, k, v)
+    count = -(-queries // block)
+    padded = jnp.pad(q, ((0, 0), (0, count * block - queries), (0, 0), (0, 0)))
+    blocks = jnp.moveaxis(padded.reshape(q.shape[0], count, block, *q.shape[2:]), 1, 0)
+    attended = jax.lax.map(jax.checkpoint(lambda part: jax.nn.dot_product_attention(part, k, v)), blocks)
+    return jnp.moveaxis(attended, 0, 1).reshape(padded.shape)[:, :queries]
