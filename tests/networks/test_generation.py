@@ -135,6 +135,8 @@ def test_an_imported_model_makes_the_same_film_and_the_seed_another(models, tmp_
     assert main(["import", str(models("t2v")), str(tmp_path / "ours")]) == 0
     np.testing.assert_array_equal(imagine(tmp_path / "ours", tmp_path / "b.mp4"), first)
     assert (imagine(models("t2v"), tmp_path / "c.mp4", "--seed", "1") != first).mean() > 0.5
+    half = imagine(models("t2v"), tmp_path / "d.mp4", "--dtype", "bfloat16")
+    assert 0 < np.abs(half.astype(int) - first).mean() < 20
 
 
 def test_the_loop_is_its_formula():
