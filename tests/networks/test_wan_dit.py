@@ -14,7 +14,9 @@ from wamjax.errors import UserError
 from wamjax.interop.keymap import flatten, to_ours, to_theirs
 from wamjax.interop.wan_dit import keymap
 from wamjax.networks.wan import dit
-from wamjax.networks.wan.dit import Precision, WanDiT, WanDiTConfig, clip_ids
+from wamjax.networks.wan.dit import Precision, WanDiT, WanDiTConfig, clip_ids, grid_positions
+from wamjax.nn.rope import rotation
+from wamjax.nn.stack import extended
 from wamjax.nn.tokens import Group, TokenIds, TokenPlan
 
 
@@ -124,15 +126,21 @@ def test_a_frame_from_a_cache_equals_the_frame_of_a_causal_clip():
         return jax.tree.map(lambda x: x[:, start:stop], ids)
 
     def run(frames, ids, new, plan, cache=None):
-        condition = module.apply(variables, timestep, text, None, new, method="condition")
+        turned = rotation(grid_positions((2, 2, 3))[:, new], config.pairs)
+        condition = module.apply(variables, timestep, turned, text, method="condition")
         tokens = module.apply(variables, frames, method="embed")
-        return module.apply(variables, tokens, condition, ids, plan, cache, method="run")
+        kept = module.apply(variables, timestep, turned, method="condition")
+        memory = module.apply(variables, text, method="remember")
+        result = module.apply(variables, tokens, condition, ids, plan, cache, method="run")
+        remembered = module.apply(variables, tokens, kept, ids, plan, cache, memory, method="run")
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=0, atol=1e-6), remembered, result)
+        return result
 
-    together, full_cache = run(latents, ids, ids, whole)
-    alone, cache = run(latents[:, :1], part(0, 6), part(0, 6), first)
-    then, extended = run(latents[:, 1:], ids, part(6, 12), whole, cache)
+    together, full_cache = run(latents, ids, slice(0, 12), whole)
+    alone, cache = run(latents[:, :1], part(0, 6), slice(0, 6), first)
+    then, new = run(latents[:, 1:], ids, slice(6, 12), whole, cache)
     np.testing.assert_allclose(jnp.concatenate([alone, then], axis=1), together, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(extended["k"], full_cache["k"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(extended(cache, new)["k"], full_cache["k"], rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", [Precision(jnp.bfloat16), Precision(jnp.bfloat16, jnp.bfloat16)])

@@ -10,7 +10,7 @@ import pytest
 
 from wamjax.nn.layers import TimeEmbedding, angles, frequencies
 from wamjax.nn.rope import rotate, rotation
-from wamjax.nn.stack import Block, Expert, Stack, StackConfig
+from wamjax.nn.stack import Block, Expert, Stack, StackConfig, extended
 from wamjax.nn.tokens import Group, TokenIds, TokenPlan
 
 CONFIG = StackConfig(layers=3, heads=2, head_dim=4, experts=(Expert(8, 16), Expert(12, 20)))
@@ -62,10 +62,10 @@ def test_a_cached_prefix_gives_the_same_tokens(example):
     whole, full_cache = run(*example)
     prefix = TokenPlan.from_rule(GROUPS[:1], lambda q, k: True)
     _, cache = run(params, {0: tokens[0][:, :3]}, sigma, TokenIds.of(prefix, 2, TIME_OF), prefix)
-    rest, extended = run(params, {0: tokens[0][:, 3:], 1: tokens[1]}, sigma, ids, cache=cache)
+    rest, new = run(params, {0: tokens[0][:, 3:], 1: tokens[1]}, sigma, ids, cache=cache)
     np.testing.assert_allclose(rest[0], whole[0][:, 3:], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(rest[1], whole[1], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(extended["k"], full_cache["k"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(extended(cache, new)["k"], full_cache["k"], rtol=1e-5, atol=1e-5)
 
 
 def test_the_scan_equals_a_python_loop(example):

@@ -77,7 +77,7 @@ class StreamTransformer(nn.Module):
             cache: keys and values of the plan's first groups.
 
         Returns:
-            What was read out of the inputs that have outputs (b, n, outputs), and the cache extended by the inputs.
+            What was read out of the inputs that have outputs (b, n, outputs), and the inputs' keys and values.
         """
         present = [stream for stream in self.streams if stream.name in inputs]
         embedded = {stream.name: self._embed(stream, inputs[stream.name]) for stream in present}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from wamjax.nn.tokens import TokenIds, TokenPlan, visible
 
@@ -28,6 +28,8 @@ def attention(
         raise ValueError(f"the plan has {plan.length} tokens but keys have {k.shape[1]} and ids {ids.time.shape[1]}")
     if plan.full and ids.segment is None:
         return attend_to_all(q, k, v)
+    if plan.length >= LONG and not plan.causal:
+        return attend_by_spans(q, k, v, plan, ids)
     mask = visible(plan, ids, q.shape[1])[:, None]
     scores = jnp.einsum("bqkh,bnkh->bkqn", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
@@ -35,19 +37,62 @@ def attention(
     return jnp.einsum("bkqn,bnkh->bqkh", weights.astype(v.dtype), v)
 
 
-def attend_to_all(
-    q: Float[Array, "b q k h"], k: Float[Array, "b n k h"], v: Float[Array, "b n k h"], pairs: int = 2**23
+LONG = 512
+"""Tokens of a sequence from which it pays to compute the visible pairs only."""
+
+
+def attend_by_spans(
+    q: Float[Array, "b q k h"],
+    k: Float[Array, "b n k h"],
+    v: Float[Array, "b n k h"],
+    plan: TokenPlan,
+    ids: TokenIds,
 ) -> Float[Array, "b q k h"]:
-    """Softmax attention of every query to every key, without a mask: to a prompt, say, or within a whole clip.
+    """A few dense attentions, one per run of queries that see the same keys: only visible pairs are computed."""
+    first, attended = plan.length - q.shape[1], []
+    for span, runs in plan.spans(q.shape[1]):
+        keys, values = (_pick(x, runs) for x in (k, v))
+        mask = None
+        if ids.segment is not None:
+            asking = ids.segment[:, span]
+            mask = (asking[:, :, None] == _pick(ids.segment, runs)[:, None, :]) & (asking >= 0)[:, :, None]
+        attended.append(attend_to_all(q[:, span.start - first : span.stop - first], keys, values, mask))
+    return jnp.concatenate(attended, axis=1)
+
+
+def attend_to_all(
+    q: Float[Array, "b q k h"],
+    k: Float[Array, "b n k h"],
+    v: Float[Array, "b n k h"],
+    mask: Bool[Array, "b q n"] | None = None,
+    pairs: int = 2**23,
+) -> Float[Array, "b q k h"]:
+    """Softmax attention of every query to every key, or to those of `mask`: to a prompt, say, or within a whole clip.
 
     Queries go in blocks of so many that a head's scores are at most `pairs`, forwards and backwards: a long clip costs
-    time, not memory.
+    time, not memory. Queries that see nothing return zeros.
     """
     queries, block = q.shape[1], max(1, pairs // k.shape[1])
     if queries <= block:
-        return jax.nn.dot_product_attention(q, k, v)
+        return _attend(q, k, v, mask)
     count = -(-queries // block)
-    padded = jnp.pad(q, ((0, 0), (0, count * block - queries), (0, 0), (0, 0)))
-    blocks = jnp.moveaxis(padded.reshape(q.shape[0], count, block, *q.shape[2:]), 1, 0)
-    attended = jax.lax.map(jax.checkpoint(lambda part: jax.nn.dot_product_attention(part, k, v)), blocks)
-    return jnp.moveaxis(attended, 0, 1).reshape(padded.shape)[:, :queries]
+
+    def cut(x: Array) -> Array:
+        padded = jnp.pad(x, ((0, 0), (0, count * block - queries)) + ((0, 0),) * (x.ndim - 2))
+        return jnp.moveaxis(padded.reshape(x.shape[0], count, block, *x.shape[2:]), 1, 0)
+
+    parts = (cut(q), None if mask is None else cut(mask))
+    attended = jax.lax.map(jax.checkpoint(lambda part: _attend(part[0], k, v, part[1])), parts)
+    return jnp.moveaxis(attended, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, :queries]
+
+
+def _attend(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+    if mask is None:
+        return jax.nn.dot_product_attention(q, k, v)
+    attended = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+    return attended * mask.any(-1)[:, :, None, None].astype(attended.dtype)
+
+
+def _pick(x: Array, runs: tuple[slice, ...]) -> Array:
+    """Some runs of tokens (b, n, ...), one behind the other."""
+    return x[:, runs[0]] if len(runs) == 1 else jnp.concatenate([x[:, run] for run in runs], axis=1)

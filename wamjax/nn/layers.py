@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from wamjax.nn.weights import product
+
 Initializer = jax.nn.initializers.Initializer
 
 
 class Linear(nn.Module):
-    """`x @ kernel + bias`: the one door for weights applied to a token.
+    """`x @ kernel + bias`: the one door for weights applied to a token, of any kind in `wamjax.nn.weights`.
 
     Attributes:
         features: output width.
@@ -29,7 +31,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*b d"]) -> Float[Array, "*b e"]:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        x = x @ kernel.astype(x.dtype)
+        x = product(kernel, x)
         if not self.bias:
             return x
         return x + self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
@@ -105,6 +107,9 @@ def stacked(module: nn.Module, block: nn.Module, layers: int, *inputs: Any) -> A
     def init(key: Array) -> Any:
         return jax.vmap(lambda one: block.init(one, *inputs)["params"])(jax.random.split(key, layers))
 
+    # What exists is taken as it is: initialising is traced once only, and blocks need not be called with all inputs.
+    if module.has_variable("params", "blocks"):
+        return module.get_variable("params", "blocks")
     return module.param("blocks", init)
 
 

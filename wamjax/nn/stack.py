@@ -24,8 +24,10 @@ Tokens = dict[int, Float[Array, "b n d"]]
 """Tokens of each expert present, in plan order."""
 
 Cache = dict[str, Float[Array, "layers b n k h"]]
-"""Keys ("k") and values ("v") of a sequence's first tokens."""
+"""Keys ("k") and values ("v") of some of a sequence's tokens."""
 
+Memory = Any
+"""Per layer (leading axis), what an expert's blocks read of their condition: the same at every step of a loop."""
 
 Condition = Any
 """What an expert's blocks need beside tokens, the same in every layer: modulation, positions, a context to look at."""
@@ -37,7 +39,10 @@ class BlockShare(Protocol):
     def project(self, x: Array, condition: Condition, time: Array) -> tuple[Array, Array, Array]:
         """Queries, keys and values (b, n, k, h) of tokens (b, n, d); `time` indexes the samples' tables of times."""
 
-    def merge(self, x: Array, attended: Array, condition: Condition, time: Array) -> Array:
+    def remember(self, condition: Condition) -> Any:
+        """What the block reads of its condition beside modulation: keys and values of a prompt, say; or None."""
+
+    def merge(self, x: Array, attended: Array, condition: Condition, time: Array, memory: Any) -> Array:
         """The tokens after what they attended to (b, n, k, h) and the rest of the block."""
 
 
@@ -54,8 +59,8 @@ class ExpertKind(Protocol):
     @property
     def mlp(self) -> int: ...
 
-    def share(self, heads: int, head_dim: int, name: str) -> BlockShare:
-        """A module named `name`."""
+    def share(self, heads: int, head_dim: int) -> BlockShare:
+        """A module."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,9 +70,9 @@ class Expert:
     width: int
     mlp: int
 
-    def share(self, heads: int, head_dim: int, name: str) -> BlockShare:
+    def share(self, heads: int, head_dim: int) -> BlockShare:
         """See `ExpertKind`; its condition are modulation rows (b, m, 6 d)."""
-        return ExpertBlock(self, heads, head_dim, name=name)
+        return ExpertBlock(self, heads, head_dim)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +115,10 @@ class ExpertBlock(nn.Module):
         q, k, v = jnp.split(qkv.reshape(*x.shape[:2], 3 * self.heads, self.head_dim), 3, axis=2)
         return rms_norm(q), rms_norm(k), v
 
-    def merge(self, x: Array, attended: Array, rows: Array, time: Array) -> Array:
+    def remember(self, rows: Array) -> None:
+        """Nothing: a plain block looks at its tokens only."""
+
+    def merge(self, x: Array, attended: Array, rows: Array, time: Array, memory: None) -> Array:
         """Adds the attention result and the MLP, each through its gate."""
         _, _, gate, shift, scale, mlp_gate = self._rows(rows, time)
         attended = checkpoint_name(self.attn_out(attended.reshape(*x.shape[:2], -1)), "attn_out")
@@ -128,22 +136,35 @@ class Block(nn.Module):
 
     config: StackConfig
 
-    @nn.compact
-    def __call__(
-        self, tokens: Tokens, conditions: dict[int, Condition], ids: TokenIds, plan: TokenPlan, cache: Cache | None
-    ) -> tuple[Tokens, Cache]:
+    def setup(self) -> None:
         c = self.config
+        self.expert = {str(e): x.share(c.heads, c.head_dim) for e, x in enumerate(c.experts)}
+
+    def __call__(
+        self,
+        tokens: Tokens,
+        conditions: dict[int, Condition],
+        ids: TokenIds,
+        plan: TokenPlan,
+        cache: Cache | None = None,
+        memory: dict[int, Memory] | None = None,
+    ) -> tuple[Tokens, Cache]:
         queries = sum(x.shape[1] for x in tokens.values())
         times = _split(ids.time[:, plan.length - queries :], tokens)
-        experts = {e: c.experts[e].share(c.heads, c.head_dim, f"expert_{e}") for e in tokens}
+        memory = self.remember(conditions) if memory is None else memory
         tokens = {e: checkpoint_name(x, "block_in") for e, x in tokens.items()}
-        projected = [experts[e].project(x, conditions[e], times[e]) for e, x in tokens.items()]
+        projected = [self.expert[str(e)].project(x, conditions[e], times[e]) for e, x in tokens.items()]
         q, k, v = (jnp.concatenate(parts, axis=1) for parts in zip(*projected, strict=True))
-        if cache is not None:
-            k, v = (jnp.concatenate([cache[name], new], axis=1) for name, new in (("k", k), ("v", v)))
-        attended = _split(attention(q, k, v, plan, ids), tokens)
-        tokens = {e: experts[e].merge(x, attended[e], conditions[e], times[e]) for e, x in tokens.items()}
-        return tokens, {"k": k, "v": v}
+        new = {"k": k, "v": v}
+        every = new if cache is None else extended(cache, new, axis=1)
+        attended = _split(attention(q, every["k"], every["v"], plan, ids), tokens)
+        for e, x in tokens.items():
+            tokens[e] = self.expert[str(e)].merge(x, attended[e], conditions[e], times[e], memory[e])
+        return tokens, new
+
+    def remember(self, conditions: dict[int, Condition]) -> dict[int, Memory]:
+        """What the experts read of their conditions."""
+        return {e: self.expert[str(e)].remember(condition) for e, condition in conditions.items()}
 
 
 class Stack(nn.Module):
@@ -174,7 +195,7 @@ class Stack(nn.Module):
             cache: keys and values of the plan's first tokens.
 
         Returns:
-            The transformed tokens, and the cache extended by them (it now covers the whole plan).
+            The transformed tokens, and their keys and values (`extended` puts them behind those of the cache).
         """
         experts = self.config.experts
         rows = {e: TimeEmbedding(experts[e].width, name=f"time_{e}")(sigma).astype(x.dtype) for e, x in tokens.items()}
@@ -189,6 +210,7 @@ def run_blocks(
     ids: TokenIds,
     plan: TokenPlan,
     cache: Cache | None = None,
+    memory: dict[int, Memory] | None = None,
 ) -> tuple[Tokens, Cache]:
     """Runs all layers over the plan's last tokens in one scan; their parameters become `module`'s "blocks".
 
@@ -196,20 +218,33 @@ def run_blocks(
         module, config: whose parameters they are, and their shape.
         tokens, ids, plan, cache: as of `Stack`, which also says what is returned.
         conditions: one per expert present.
+        memory: what `remember` made of the conditions; None makes it anew in every block.
     """
     block = Block(config, parent=None)
-    first = None if cache is None else jax.tree.map(lambda x: x[0], cache)
-    blocks = stacked(module, block, config.layers, tokens, conditions, ids, plan, first)
+    first = jax.tree.map(lambda x: x[0], (cache, memory))
+    blocks = stacked(module, block, config.layers, tokens, conditions, ids, plan, *first)
 
-    def layer(x: Tokens, params_and_cache: tuple[dict, Cache | None]) -> tuple[Tokens, Cache]:
-        params, layer_cache = params_and_cache
-        result: Any = block.apply({"params": params}, x, conditions, ids, plan, layer_cache)
+    def layer(x: Tokens, rows: tuple[dict, Cache | None, dict[int, Memory] | None]) -> tuple[Tokens, Cache]:
+        params, *rest = rows
+        result: Any = block.apply({"params": params}, x, conditions, ids, plan, *rest)
         return result
 
     if config.remat is not None:
         policy = jax.checkpoint_policies.save_only_these_names(*config.remat)
         layer = functools.partial(jax.checkpoint, policy=policy, prevent_cse=False)(layer)
-    return jax.lax.scan(layer, tokens, (blocks, cache))
+    return jax.lax.scan(layer, tokens, (blocks, cache, memory))
+
+
+def remember(module: nn.Module, config: StackConfig, conditions: dict[int, Condition]) -> dict[int, Memory]:
+    """What all layers of `module`'s "blocks" read of their conditions, for `run_blocks`."""
+    block = Block(config, parent=None)
+    blocks: Any = module.get_variable("params", "blocks")
+    return jax.lax.map(lambda params: block.apply({"params": params}, conditions, method="remember"), blocks)
+
+
+def extended(cache: Cache, new: Cache, axis: int = 2) -> Cache:
+    """A cache with the keys and values of further tokens behind it; `axis` is that of the tokens."""
+    return {name: jnp.concatenate([cache[name], x], axis=axis) for name, x in new.items()}
 
 
 def _initial_modulation(key: Array, shape: tuple[int, ...]) -> Array:

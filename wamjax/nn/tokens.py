@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -67,9 +68,31 @@ class TokenPlan:
         return sum(group.length for group in self.groups)
 
     @property
+    def causal(self) -> bool:
+        """Whether there are tokens that see a part of a group."""
+        return any(group.causal and group.length > 1 for group in self.groups)
+
+    @property
     def full(self) -> bool:
         """Whether every token may see every token."""
-        return all(map(all, self.visible)) and not any(group.causal and group.length > 1 for group in self.groups)
+        return all(map(all, self.visible)) and not self.causal
+
+    def spans(self, queries: int) -> Iterator[tuple[slice, tuple[slice, ...]]]:
+        """Neighbouring tokens that see the same, among the last `queries`, and the runs of tokens that they see.
+
+        Raises:
+            ValueError: a group that is causal inside, whose tokens all see something else.
+        """
+        if self.causal:
+            raise ValueError("tokens of a causal group see each something else: the plan has no spans")
+        stops = np.cumsum([group.length for group in self.groups])
+        first = self.length - queries
+        for row, members in itertools.groupby(range(len(self.groups)), self.visible.__getitem__):
+            *_, last = span = list(members)
+            start, stop = stops[span[0]] - self.groups[span[0]].length, stops[last]
+            if stop > first:
+                seen = [i for i, sees in enumerate(row) if sees]
+                yield slice(int(max(start, first)), int(stop)), _runs(seen, stops, self.groups)
 
     @functools.cached_property
     def mask(self) -> np.ndarray:
@@ -87,6 +110,17 @@ class TokenPlan:
         return int(self.mask[self.length - (self.length if queries is None else queries) :].sum())
 
 
+def _runs(groups: Sequence[int], stops: np.ndarray, every: tuple[Group, ...]) -> tuple[slice, ...]:
+    """Tokens of some groups as slices, neighbours joined."""
+    runs: list[slice] = []
+    for i in groups:
+        start, stop = int(stops[i]) - every[i].length, int(stops[i])
+        if runs and runs[-1].stop == start:
+            start = runs.pop().start
+        runs.append(slice(start, stop))
+    return tuple(runs)
+
+
 @struct.dataclass
 class TokenIds:
     """The per-sample part of a sequence.
@@ -95,12 +129,10 @@ class TokenIds:
         segment: (b, n) which packed sample a token belongs to; -1 marks an absent token. Tokens see only their segment.
             None: all tokens are there and belong together, which kernels need not check.
         time: (b, n) index of the token's noise time in the sample's table of times.
-        position: (b, n, axes) coordinates for rotary embeddings, whole or not; None for networks without them.
     """
 
     segment: Int[Array, "b n"] | None
     time: Int[Array, "b n"]
-    position: Float[Array, "b n axes"] | None = None
 
     @classmethod
     def of(cls, plan: TokenPlan, batch: int, time_of: dict[str, int]) -> TokenIds:

@@ -24,7 +24,7 @@ from wamjax.flow.solvers import euler
 from wamjax.networks.bag_of_words import bag_of_words
 from wamjax.networks.patch_codec import PatchCodec
 from wamjax.networks.stream_transformer import Stream, StreamTransformer
-from wamjax.nn.stack import Cache, Expert, StackConfig
+from wamjax.nn.stack import Cache, Expert, StackConfig, extended
 from wamjax.nn.tokens import Group, TokenIds, TokenPlan
 from wamjax.policies.contract import Batch, Draws, Encoded, Params, Pass, RolloutState, SampleShapes, require
 from wamjax.policies.paradigms import Paradigm, Phases, paradigm
@@ -313,14 +313,14 @@ class SmallWAM:
         observation: Float[Array, "b n c"],
         cache: Cache | None = None,
     ) -> tuple[Streams, Cache]:
-        """Predictions over the sequence of the named streams, of which `inputs` are the last and `cache` the others."""
+        """Predictions over the named streams, of which `inputs` are the last, and the keys and values of these."""
         plan = self.plan(names)
         ids = TokenIds.of(plan, sigma.shape[0], TIME_OF)
         result: Any = self.network.apply({"params": params}, inputs, sigma, ids, plan, cache)
-        outputs, extended = result
+        outputs, new = result
         if "video" in outputs:
             outputs["video"] = self._compose(outputs["video"], inputs["video"], observation)
-        return outputs, extended
+        return outputs, new
 
     def _compose(
         self, readout: Float[Array, "b n o"], noisy: Float[Array, "b n tc"], observation: Float[Array, "b n c"]
@@ -370,7 +370,7 @@ class SmallWAM:
             solvers = dict.fromkeys(phase, euler(uniform_nodes(steps)))
             sampled = sample(velocity, {n: draws.noise[n] for n in phase}, solvers, known)
             if phase != phases[-1]:
-                cache = self._forward(params, names, sampled, clean, now, cache)[1]
+                cache = extended(cache, self._forward(params, names, sampled, clean, now, cache)[1])
             result = result | sampled
         return result
 

@@ -8,6 +8,7 @@ modulation is computed once per distinct level, and one module serves a level pe
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -22,7 +23,7 @@ from wamjax.errors import UserError
 from wamjax.nn.attention import attend_to_all
 from wamjax.nn.layers import AffineNorm, Linear, ScaledNorm, layer_norm, sinusoid
 from wamjax.nn.rope import Rotation, rotate, rotation
-from wamjax.nn.stack import BlockShare, Cache, StackConfig, run_blocks
+from wamjax.nn.stack import BlockShare, Cache, Memory, StackConfig, remember, run_blocks
 from wamjax.nn.tokens import Group, TokenIds, TokenPlan, at_times
 
 Latents = Float[Array, "b t h w c"]
@@ -106,15 +107,16 @@ class WanCondition:
     Attributes:
         rows: (b, m, 6 d) modulation per noise level.
         level: (b, m, d) embedded noise levels, which the head reads.
-        text: (b, l, d) embedded text. image: (b, i, d) embedded image, or None.
         turned: rotation of the tokens computed now.
+        text: (b, l, d) embedded text; None where blocks are given their memory of it.
+        image: (b, i, d) embedded image, or None.
     """
 
     rows: Float[Array, "b m 6d"]
     level: Float[Array, "b m d"]
-    text: Float[Array, "b l d"]
-    image: Float[Array, "b i d"] | None
     turned: Rotation
+    text: Float[Array, "b l d"] | None = None
+    image: Float[Array, "b i d"] | None = None
 
 
 class WanDiT(nn.Module):
@@ -160,26 +162,34 @@ class WanDiT(nn.Module):
             UserError: what does not fit the network, by name.
         """
         grid = self._grid(latents, timestep)
-        ids = clip_ids(grid, latents.shape[0], timestep.shape[1])
+        ids, position = clip_ids(grid, latents.shape[0], timestep.shape[1]), grid_positions(grid)
         plan = TokenPlan.from_rule([Group("video", ids.time.shape[1])], lambda q, k: True)
-        condition = self.condition(timestep, text, image, ids)
+        condition = self.condition(timestep, rotation(position, self.config.pairs), text, image)
         tokens, _ = self.run(self.embed(latents), condition, ids, plan)
         return self.unpatch(self.read(tokens, condition, ids), grid)
 
-    def condition(self, timestep: Float[Array, "b m"], text: Array, image: Array | None, ids: TokenIds) -> WanCondition:
-        """Embeds the noise levels, the prompt, the image, and the positions of the tokens of `ids`."""
-        c, p = self.config, self.precision
-        if ids.position is None:
-            raise ValueError("Wan's tokens need positions: give ids with `position`")
-        level = self.time_out(jax.nn.silu(self.time_in(sinusoid(timestep, c.frequencies))))
-        text = jnp.pad(text, ((0, 0), (0, self._padding(text)), (0, 0))).astype(p.compute)
-        return WanCondition(
-            rows=self.time_rows(jax.nn.silu(level)).astype(p.islands),
-            level=level.astype(p.islands),
-            text=self.text_out(jax.nn.gelu(self.text_in(text), approximate=True)),
-            image=None if not c.image else self.image_embedding(self._image(image).astype(p.compute)),
-            turned=rotation(ids.position, c.pairs),
-        )
+    def condition(
+        self, timestep: Float[Array, "b m"], turned: Rotation, text: Array | None = None, image: Array | None = None
+    ) -> WanCondition:
+        """Embeds the noise levels and, where they are given, the prompt and the image."""
+        level = self.time_out(jax.nn.silu(self.time_in(sinusoid(timestep, self.config.frequencies))))
+        islands = self.precision.islands
+        rows = self.time_rows(jax.nn.silu(level)).astype(islands)
+        text, image = (None, None) if text is None else self.prompt(text, image)
+        return WanCondition(rows, level.astype(islands), turned, text, image)
+
+    def prompt(self, text: Array, image: Array | None = None) -> tuple[Array, Array | None]:
+        """The embedded prompt and, where the network reads one, the embedded image."""
+        compute = self.precision.compute
+        text = jnp.pad(text, ((0, 0), (0, self._padding(text)), (0, 0))).astype(compute)
+        embedded = self.text_out(jax.nn.gelu(self.text_in(text), approximate=True))
+        return embedded, self.image_embedding(self._image(image).astype(compute)) if self.config.image else None
+
+    def remember(self, text: Array, image: Array | None = None) -> Memory:
+        """Keys and values of a prompt and an image in all blocks, (layers, b, l, k, h): for `run`."""
+        nothing = jnp.zeros((text.shape[0], 0))
+        condition = WanCondition(nothing, nothing, (nothing, nothing), *self.prompt(text, image))
+        return remember(self, self._stack, {0: condition})[0]
 
     def embed(self, latents: Latents) -> Float[Array, "b n d"]:
         """One token per patch, frame by frame and row by row."""
@@ -199,13 +209,17 @@ class WanDiT(nn.Module):
         ids: TokenIds,
         plan: TokenPlan,
         cache: Cache | None = None,
+        memory: Memory | None = None,
     ) -> tuple[Float[Array, "b n d"], Cache]:
-        """All blocks over the plan's last tokens, and the keys and values of the plan's tokens so far."""
-        c = self.config
-        expert = WanExpert(c.width, c.mlp, bool(c.image), self.precision)
-        stack = StackConfig(c.layers, c.heads, c.width // c.heads, (expert,), c.remat)
-        tokens_of, cache = run_blocks(self, stack, {0: tokens}, {0: condition}, ids, plan, cache)
-        return tokens_of[0], cache
+        """All blocks over the plan's last tokens, and the keys and values of these.
+
+        Args:
+            tokens, condition, ids, plan, cache: as of `nn.stack.run_blocks`.
+            memory: what `remember` made of prompt and image, where the condition does not hold them.
+        """
+        memories = None if memory is None else {0: memory}
+        tokens_of, new = run_blocks(self, self._stack, {0: tokens}, {0: condition}, ids, plan, cache, memories)
+        return tokens_of[0], new
 
     def read(self, tokens: Float[Array, "b n d"], condition: WanCondition, ids: TokenIds) -> Float[Array, "b n o"]:
         """Predictions of the last tokens of `ids`, patch by patch, channels last and fastest."""
@@ -219,6 +233,12 @@ class WanDiT(nn.Module):
         (t, h, w), (pt, ph, pw) = grid, self.config.patch
         x = patches.reshape(-1, t, h, w, pt, ph, pw, self.config.outputs).transpose(0, 1, 4, 2, 5, 3, 6, 7)
         return x.reshape(-1, t * pt, h * ph, w * pw, self.config.outputs)
+
+    @property
+    def _stack(self) -> StackConfig:
+        c = self.config
+        expert = WanExpert(c.width, c.mlp, bool(c.image), self.precision)
+        return StackConfig(c.layers, c.heads, c.width // c.heads, (expert,), c.remat)
 
     def _grid(self, latents: Latents, timestep: Array) -> tuple[int, int, int]:
         c = self.config
@@ -259,17 +279,15 @@ class WanDiT(nn.Module):
 
 def clip_ids(grid: tuple[int, int, int], batch: int, levels: int) -> TokenIds:
     """Ids of whole clips of `grid` frames, rows and columns of tokens, whose tokens share `levels` noise levels."""
-    position = np.stack(np.meshgrid(*map(np.arange, grid), indexing="ij"), axis=-1).reshape(-1, 3)
-    time = np.arange(len(position)) // (len(position) // levels)
+    tokens = int(np.prod(grid))
+    time = jnp.asarray(np.arange(tokens) // (tokens // levels), jnp.int32)
+    return TokenIds(segment=None, time=jnp.broadcast_to(time, (batch, tokens)))
 
-    def repeated(row: np.ndarray) -> Array:
-        return jnp.broadcast_to(jnp.asarray(row), (batch, *row.shape))
 
-    return TokenIds(
-        segment=None,
-        time=repeated(time.astype(np.int32)),
-        position=repeated(position.astype(np.float32)),
-    )
+def grid_positions(grid: tuple[int, int, int]) -> Float[Array, "1 n 3"]:
+    """Frame, row and column of every token of a clip."""
+    grids = np.meshgrid(*map(np.arange, grid), indexing="ij")
+    return jnp.asarray(np.stack(grids, axis=-1).reshape(1, -1, 3), jnp.float32)
 
 
 class ImageEmbedding(nn.Module):
@@ -303,9 +321,9 @@ class WanExpert:
     image: bool
     precision: Precision
 
-    def share(self, heads: int, head_dim: int, name: str) -> BlockShare:
+    def share(self, heads: int, head_dim: int) -> BlockShare:
         """See `ExpertKind`."""
-        return WanBlock(self, heads, head_dim, name=name)
+        return WanBlock(self, heads, head_dim)
 
 
 class WanBlock(nn.Module):
@@ -330,24 +348,27 @@ class WanBlock(nn.Module):
         k, v = self.self_attn.read(h)
         return rotate(self.self_attn.ask(h), condition.turned), rotate(k, condition.turned), v
 
-    def merge(self, x: Array, attended: Array, condition: WanCondition, time: Array) -> Array:
+    def remember(self, condition: WanCondition) -> list[tuple[Array, Array]]:
+        """Keys and values of the text and, apart from them, of the image."""
+        read, read_image = self.cross_attn.read, self.cross_attn.read_image
+        seen = ((read, condition.text), (read_image, condition.image))
+        return [how(tokens) for how, tokens in seen if tokens is not None]
+
+    def merge(self, x: Array, attended: Array, condition: WanCondition, time: Array, memory: Memory) -> Array:
         """See `BlockShare`."""
         compute = self.expert.precision.compute
         gate = self._rows(condition, time, 0)[2]
         x = x + checkpoint_name(self.self_attn.out(attended), "attn_out").astype(x.dtype) * gate
-        x = x + self._look(self.norm_cross(x).astype(compute), condition).astype(x.dtype)
+        x = x + self._look(self.norm_cross(x).astype(compute), memory).astype(x.dtype)
         shift, scale, gate = self._rows(condition, time, 3)
         h = (layer_norm(x) * (1 + scale) + shift).astype(compute)
         hidden = checkpoint_name(self.ffn_in(h), "mlp_hidden")
         return x + self.ffn_out(jax.nn.gelu(hidden, approximate=True)).astype(x.dtype) * gate
 
-    def _look(self, x: Array, condition: WanCondition) -> Array:
+    def _look(self, x: Array, memory: Memory) -> Array:
         """Cross-attention: one query, answered by the text and, apart from it, by the image."""
         q = self.cross_attn.ask(x)
-        seen = attend_to_all(q, *self.cross_attn.read(condition.text))
-        if condition.image is not None:
-            seen = seen + attend_to_all(q, *self.cross_attn.read_image(condition.image))
-        return self.cross_attn.out(seen)
+        return self.cross_attn.out(functools.reduce(jnp.add, [attend_to_all(q, k, v) for k, v in memory]))
 
     def _rows(self, condition: WanCondition, time: Int[Array, "b n"], first: int) -> list[Array]:
         """Three modulation rows per token: shift, scale and gate."""
