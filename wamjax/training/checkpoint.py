@@ -77,8 +77,8 @@ class Checkpoints:
         return restored["state"], restored["frozen"]
 
     def params(self, step: int) -> tuple[Any, Any]:
-        """The averaged and the frozen parameters alone, as NumPy arrays, for acting; nothing else is read."""
-        return _read(self.path(step) / "state", "ema"), _read(self.path(step) / "frozen")
+        """The averaged (where no average is kept, the last) and the frozen parameters alone, as NumPy arrays."""
+        return _read(self.path(step) / "state", ("ema", "params")), _read(self.path(step) / "frozen")
 
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON part of a checkpoint."""
@@ -95,11 +95,12 @@ class Checkpoints:
             self._manager.close()
 
 
-def _read(path: Path, key: str | None = None) -> Any:
-    """A saved tree, or one branch of it, as NumPy arrays."""
+def _read(path: Path, keys: tuple[str, ...] = ()) -> Any:
+    """A saved tree, or the first of the named branches that is there, as NumPy arrays; nothing else is read."""
     handler = ocp.PyTreeCheckpointHandler()
     shapes = dict(handler.metadata(path).tree)  # from the reader below it would warn of a file items lack
     with ocp.Checkpointer(handler) as reader:
+        key = next((key for key in keys if jax.tree.leaves(shapes.get(key))), None)
         wanted = shapes if key is None else {key: shapes[key]}
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
         restored = reader.restore(

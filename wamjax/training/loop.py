@@ -21,12 +21,13 @@ from jax.sharding import Mesh
 from wamjax.compute.chips import peak
 from wamjax.compute.flops import of_passes, parameter_count
 from wamjax.errors import NonFiniteLoss, UserError
-from wamjax.policies.contract import Params, Policy
-from wamjax.sharding.mesh import Rules, process_rows, replicated, to_devices
+from wamjax.policies.contract import Params
+from wamjax.sharding.mesh import Rules, process_rows, shardings, to_devices
 from wamjax.training.checkpoint import Checkpoints
+from wamjax.training.lora import LoRAConfig, adapt
 from wamjax.training.metrics import MetricWriter
 from wamjax.training.optimizer import OptimizerConfig, make_optimizer, schedule
-from wamjax.training.step import TrainState, abstract_state, init_state, make_step, make_validation
+from wamjax.training.step import Learner, TrainState, abstract_state, init_state, make_step, make_validation
 
 Batches = Callable[[int, slice], Iterator[dict[str, np.ndarray]]]
 """(first step, rows of this process) -> endless batches."""
@@ -44,6 +45,7 @@ class TrainConfig:
         batch_size: samples per step over all devices.
         seed: of parameters, data order and noise.
         optimizer: optimizer and schedule.
+        lora: adapters to train beside parameters that stay; None trains all parameters.
         log_every, validate_every, checkpoint_every: in steps.
         validation_batches: batches of one validation.
         keep: checkpoints kept.
@@ -53,6 +55,7 @@ class TrainConfig:
     batch_size: int = 32
     seed: int = 0
     optimizer: OptimizerConfig = OptimizerConfig()
+    lora: LoRAConfig | None = None
     log_every: int = 20
     validate_every: int = 500
     validation_batches: int = 4
@@ -66,7 +69,7 @@ class TrainConfig:
 
 
 def train(
-    policy: Policy,
+    policy: Learner,
     frozen: Params,
     config: TrainConfig,
     *,
@@ -76,6 +79,7 @@ def train(
     validation: Batches | None,
     run: Path,
     meta: dict[str, Any],
+    initial: Params | None = None,
 ) -> dict[str, Any]:
     """Trains until `config.steps`, going on from the run folder's newest checkpoint.
 
@@ -85,6 +89,7 @@ def train(
         batches, validation: loaders.
         run: folder for checkpoints and metrics.
         meta: stored with every checkpoint.
+        initial: parameters to begin with, for instance imported ones; their arrays are used up. None: the policy's.
 
     Returns:
         A summary: steps, flops, mfu, final_loss, parameters, wall_seconds, batch_size, peak_flops, peak_source.
@@ -94,8 +99,9 @@ def train(
     """
     optimizer = make_optimizer(config.optimizer, config.steps)
     checkpoints = Checkpoints(run, config.keep)
-    frozen = jax.device_put(frozen, replicated(mesh))
-    state, frozen, spent = _start(policy, frozen, optimizer, config, mesh, rules, checkpoints)
+    policy, initial, frozen = adapt(policy, initial, frozen, config.lora, config.seed)
+    frozen = jax.device_put(frozen, shardings(frozen, rules, mesh))
+    state, frozen, spent = _start(policy, initial, frozen, optimizer, config, mesh, rules, checkpoints)
     first = int(state.step)
     step_fn = make_step(policy, optimizer, config.optimizer.ema, config.seed, mesh, state)
     rows = process_rows(config.batch_size, mesh)
@@ -112,7 +118,7 @@ def train(
     try:
         for step in range(first, config.steps):
             if step > first and step % config.validate_every == 0:
-                writer.write(step, validate(state.ema, frozen))
+                writer.write(step, validate(state.averaged, frozen))
             if step > first and step % config.checkpoint_every == 0:
                 meter.read(step, pending, writer)  # never save a state whose gradient was not finite
                 pending = None
@@ -123,7 +129,7 @@ def train(
             pending = metrics
         meter.read(config.steps, pending, writer)
         if checkpoints.latest != config.steps:
-            writer.write(config.steps, validate(state.ema, frozen))
+            writer.write(config.steps, validate(state.averaged, frozen))
             save(config.steps)
     finally:
         checkpoints.close()
@@ -132,7 +138,8 @@ def train(
 
 
 def _start(
-    policy: Policy,
+    policy: Learner,
+    initial: Params | None,
     frozen: Params,
     optimizer: Any,
     config: TrainConfig,
@@ -141,17 +148,18 @@ def _start(
     checkpoints: Checkpoints,
 ) -> tuple[TrainState, Params, dict[str, Any]]:
     """The state to begin with, restored where there is a checkpoint, and what the meter had recorded by then."""
-    if checkpoints.latest is None:
-        return init_state(policy, optimizer, config.seed, mesh, rules), frozen, {"wall_seconds": 0.0, "losses": []}
-    step = checkpoints.latest
+    ema, step = config.optimizer.ema, checkpoints.latest
+    if step is None:
+        state = init_state(policy, optimizer, ema, config.seed, mesh, rules, initial)
+        return state, frozen, {"wall_seconds": 0.0, "losses": []}
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), frozen)
-    state, frozen = checkpoints.restore(step, abstract_state(policy, optimizer, mesh, rules), abstract)
+    state, frozen = checkpoints.restore(step, abstract_state(policy, optimizer, ema, mesh, rules), abstract)
     print(f"going on from {checkpoints.path(step)}", flush=True)
     return state, frozen, checkpoints.meta(step)["meter"]
 
 
 def _validator(
-    policy: Policy, config: TrainConfig, mesh: Mesh, validation: Batches | None, rows: slice
+    policy: Learner, config: TrainConfig, mesh: Mesh, validation: Batches | None, rows: slice
 ) -> Callable[[Params, Params], dict[str, float]]:
     """(averaged params, frozen) -> mean validation losses, always over the same batches and noise."""
     if validation is None:
@@ -170,7 +178,7 @@ class _Meter:
     """Reads metrics one step late, guards against non-finite values, and keeps the clock."""
 
     def __init__(
-        self, policy: Policy, config: TrainConfig, first: int, spent: dict[str, Any], checkpoints: Checkpoints
+        self, policy: Learner, config: TrainConfig, first: int, spent: dict[str, Any], checkpoints: Checkpoints
     ) -> None:
         self._config, self._checkpoints = config, checkpoints
         self._rate = schedule(config.optimizer, config.steps)

@@ -1,8 +1,10 @@
-"""The optimizers, under a warm-up, constant, linear-decay schedule."""
+"""The optimizers, under a schedule of warm-up, constant part and decay."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Mapping
 
 import jax
@@ -10,6 +12,7 @@ import optax
 from optax import contrib
 
 from wamjax.errors import UserError
+from wamjax.training.paths import leaves, matches, nest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,39 +24,61 @@ class OptimizerConfig:
             everything else to AdamW.
         learning_rate: the constant part of the schedule.
         warmup_steps: steps of linear warm-up from 0.
-        decay_fraction: last share of the run over which the rate falls linearly.
+        warmup_fraction: the same as a share of the run; the longer of the two counts.
+        decay_fraction: last share of the run over which the rate falls; the warm-up gives way to it.
+        decay: how it falls: "linear", or along half a "cosine".
         final_fraction: share of the rate left at the end.
-        b1, b2: of AdamW.
-        weight_decay: decoupled; only weight matrices decay.
+        b1, b2, eps: of AdamW.
+        weight_decay: decoupled, as a share per unit of the learning rate.
+        decayed: regular expressions for the ends of the paths (from the start of a name) of the parameters whose
+            weights decay: by default weight matrices, adapters included.
         clip_norm: bound on the global gradient norm.
-        ema: decay of the moving average of parameters that evaluation uses.
+        ema: decay of the moving average of parameters that evaluation uses; 0 keeps none and uses them as they are.
     """
 
     name: str = "adamw"
     learning_rate: float = 1e-3
     warmup_steps: int = 100
+    warmup_fraction: float = 0.0
     decay_fraction: float = 0.25
+    decay: str = "linear"
     final_fraction: float = 0.05
     b1: float = 0.9
     b2: float = 0.98
+    eps: float = 1e-8
     weight_decay: float = 0.05
+    decayed: tuple[str, ...] = ("kernel(/[ab])?",)
     clip_norm: float = 1.0
     ema: float = 0.998
 
     def __post_init__(self) -> None:
         if self.name not in OPTIMIZERS:
             raise UserError(f"unknown train.optimizer.name '{self.name}': use one of {', '.join(OPTIMIZERS)}")
+        if self.decay not in DECAYS:
+            raise UserError(f"unknown train.optimizer.decay '{self.decay}': use one of {', '.join(DECAYS)}")
+
+
+def _linear(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    return optax.linear_schedule(config.learning_rate, config.final_fraction * config.learning_rate, steps)
+
+
+def _cosine(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    return optax.cosine_decay_schedule(config.learning_rate, steps, config.final_fraction)
+
+
+DECAYS: Mapping[str, Callable[[OptimizerConfig, int], optax.Schedule]] = {"linear": _linear, "cosine": _cosine}
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Learning rate by step for a run of `steps` steps."""
+    asked = max(config.warmup_steps, math.ceil(config.warmup_fraction * steps))
     decay = round(steps * config.decay_fraction)
-    warmup = min(config.warmup_steps, steps - decay)
+    warmup = min(asked, steps - decay)
     return optax.join_schedules(
         [
             optax.linear_schedule(0.0, config.learning_rate, max(warmup, 1)),
             optax.constant_schedule(config.learning_rate),
-            optax.linear_schedule(config.learning_rate, config.final_fraction * config.learning_rate, max(decay, 1)),
+            DECAYS[config.decay](config, max(decay, 1)),
         ],
         [warmup, steps - decay],
     )
@@ -68,7 +93,8 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 
 def _adamw(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
-    return optax.adamw(rate, config.b1, config.b2, weight_decay=config.weight_decay, mask=_kernels)
+    mask = functools.partial(_decayed, config)
+    return optax.adamw(rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=mask)
 
 
 def _muon(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
@@ -77,10 +103,11 @@ def _muon(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransf
         learning_rate=1.0,  # rate and decay follow below, so that the decay spares what is not a matrix
         adam_b1=config.b1,
         adam_b2=config.b2,
+        eps=config.eps,
         muon_weight_dimension_numbers=_stacked_kernels,
         consistent_rms=0.2,
     )
-    decay = optax.add_decayed_weights(-config.weight_decay, _kernels)
+    decay = optax.add_decayed_weights(-config.weight_decay, functools.partial(_decayed, config))
     return optax.chain(directions, decay, optax.scale_by_schedule(rate))
 
 
@@ -88,6 +115,12 @@ OPTIMIZERS: Mapping[str, Callable[[OptimizerConfig, optax.Schedule], optax.Gradi
     "adamw": _adamw,
     "muon": _muon,
 }
+
+
+def _decayed(config: OptimizerConfig, params: optax.Params) -> optax.Params:
+    """Which leaves decay."""
+
+    return nest({path: matches(path, config.decayed) for path in leaves(params)})
 
 
 def _kernels(params: optax.Params) -> optax.Params:

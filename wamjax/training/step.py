@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,29 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from wamjax.policies.contract import Batch, Params, Policy
+from wamjax.policies.contract import Batch, Draws, Encoded, Params, Pass
 from wamjax.sharding.mesh import Rules, batch_sharding, replicated, shardings
 
 Metrics = dict[str, Array]
+
+
+class Learner(Protocol):
+    """What training asks of a `Policy`; its documentation is there."""
+
+    def init(self, key: Array) -> Params:
+        """Trainable parameters."""
+
+    def encode(self, frozen: Params, key: Array | None, batch: Batch) -> Encoded:
+        """Runs the frozen networks."""
+
+    def draw(self, key: Array, encoded: Encoded) -> Draws:
+        """What is random of one training step."""
+
+    def loss(self, params: Params, frozen: Params, encoded: Encoded, draws: Draws) -> dict[str, tuple[Array, Array]]:
+        """Loss terms as (weighted sum, weight)."""
+
+    def passes(self, mode: str) -> list[Pass]:
+        """The network passes of one training step ("train", per sample)."""
 
 
 @struct.dataclass
@@ -24,26 +43,40 @@ class TrainState:
 
     Attributes:
         step: steps done.
-        params: trainable parameters. ema: their moving average. opt_state: the optimizer's.
+        params: trainable parameters. ema: their moving average; None where none is kept. opt_state: the optimizer's.
     """
 
     step: Int[Array, ""]
     params: Params
-    ema: Params
+    ema: Params | None
     opt_state: Any
+
+    @property
+    def averaged(self) -> Params:
+        """The parameters to evaluate and to act with."""
+        return self.params if self.ema is None else self.ema
 
 
 def init_state(
-    policy: Policy, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh, rules: Rules
+    policy: Learner,
+    optimizer: optax.GradientTransformation,
+    ema: float,
+    seed: int,
+    mesh: Mesh,
+    rules: Rules,
+    initial: Params | None = None,
 ) -> TrainState:
-    """A fresh state, created where it belongs on the mesh."""
-    create = _creator(policy, optimizer, seed)
-    return jax.jit(create, out_shardings=shardings(jax.eval_shape(create), rules, mesh))()
+    """A fresh state, created where it belongs on the mesh, of `initial` (used up) or else the policy's parameters."""
+    create = _creator(policy, optimizer, ema, seed)
+    places = shardings(jax.eval_shape(create, initial), rules, mesh)
+    return jax.jit(create, out_shardings=places, donate_argnums=0)(initial)
 
 
-def abstract_state(policy: Policy, optimizer: optax.GradientTransformation, mesh: Mesh, rules: Rules) -> TrainState:
+def abstract_state(
+    policy: Learner, optimizer: optax.GradientTransformation, ema: float, mesh: Mesh, rules: Rules
+) -> TrainState:
     """Shapes and shardings of the state, without creating it."""
-    shapes = jax.eval_shape(_creator(policy, optimizer, seed=0))
+    shapes = jax.eval_shape(_creator(policy, optimizer, ema, seed=0), None)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -51,16 +84,19 @@ def abstract_state(policy: Policy, optimizer: optax.GradientTransformation, mesh
     )
 
 
-def _creator(policy: Policy, optimizer: optax.GradientTransformation, seed: int) -> Callable[[], TrainState]:
-    def create() -> TrainState:
-        params = policy.init(jax.random.key(seed))
-        return TrainState(jnp.zeros((), jnp.int32), params, jax.tree.map(jnp.copy, params), optimizer.init(params))
+def _creator(
+    policy: Learner, optimizer: optax.GradientTransformation, ema: float, seed: int
+) -> Callable[[Params | None], TrainState]:
+    def create(initial: Params | None) -> TrainState:
+        params = policy.init(jax.random.key(seed)) if initial is None else initial
+        average = jax.tree.map(jnp.copy, params) if ema else None
+        return TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params))
 
     return create
 
 
 def total_loss(
-    policy: Policy, params: Params, frozen: Params, key: Array | None, batch: Batch, draw_key: Array
+    policy: Learner, params: Params, frozen: Params, key: Array | None, batch: Batch, draw_key: Array
 ) -> tuple[Array, Metrics]:
     """The training loss of a batch and its terms; `key` drives augmentation, None leaves it out."""
     encoded = policy.encode(frozen, key, batch)
@@ -71,7 +107,7 @@ def total_loss(
 
 
 def make_step(
-    policy: Policy,
+    policy: Learner,
     optimizer: optax.GradientTransformation,
     ema: float,
     seed: int,
@@ -80,7 +116,8 @@ def make_step(
 ) -> Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]:
     """Compiles (state, frozen, batch) -> (state, metrics).
 
-    Randomness depends on the seed and the step alone. The state is donated: its buffers are reused.
+    Randomness depends on the seed and the step alone. The state is donated: its buffers are reused. `ema` is the decay
+    of the moving average, where the state keeps one.
     """
 
     def step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -92,22 +129,26 @@ def make_step(
         (_, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        # Early on the average follows closely, so that it never remembers the random start.
-        decay = jnp.minimum(ema, (1.0 + state.step) / (10.0 + state.step))
-        average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, params)
+        average = None if state.ema is None else _follow(state.ema, params, ema, state.step)
         metrics["grad_norm"] = optax.global_norm(grads)
         return TrainState(state.step + 1, params, average, opt_state), metrics
 
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(
         step,
-        in_shardings=(places, replicated(mesh), batch_sharding(mesh)),
+        in_shardings=(places, None, batch_sharding(mesh)),  # None: frozen parameters stay where they are
         out_shardings=(places, replicated(mesh)),
         donate_argnums=0,
     )
 
 
-def make_validation(policy: Policy, seed: int) -> Callable[[Params, Params, Batch], Metrics]:
+def _follow(average: Params, params: Params, ema: float, step: Array) -> Params:
+    """The moving average; early on it follows closely, so that it never remembers the random start."""
+    decay = jnp.minimum(ema, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, params)
+
+
+def make_validation(policy: Learner, seed: int) -> Callable[[Params, Params, Batch], Metrics]:
     """Compiles (params, frozen, batch) -> loss terms without augmentation or gradients."""
 
     def validate(params: Params, frozen: Params, batch: Batch) -> Metrics:
