@@ -1,0 +1,225 @@
+"""States and actions as DreamZero's model sees them, and back.
+
+Actions are relative to the state at the first step of their chunk where the embodiment says so. Then every number is
+scaled so that its 1 % and 99 % quantiles become -1 and 1, and cut off there. Numbers whose quantiles are equal keep
+their value before the cut. Vectors are padded with zeros to sizes that all robots share.
+
+Source: DreamZero (arXiv 2602.15922), `groot/vla/data/transform/state_action.py`, `groot/vla/data/dataset/lerobot*.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from wamjax.data.embodiments import Embodiment, Field
+from wamjax.errors import UserError
+
+if TYPE_CHECKING:
+    from wamjax.data.store import EpisodeStore
+
+STATE_SIZE = 64
+ACTION_SIZE = 32
+EPISODES = 10_000  # of larger datasets, so many are drawn for the statistics of relative actions
+SEED = 42
+
+Statistics = dict[str, dict[str, dict[str, list[float]]]]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """1 % and 99 % quantiles of every number of a vector, in the units of the dataset."""
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """One robot's way from recorded to normalised numbers; hashable, so that compiled functions may close over it.
+
+    Attributes:
+        state, action: the bounds of either vector (of relative actions where they are relative).
+        reference: for every number of the action, the number of the state that it is relative to, or None.
+        actions_per_chunk: actions that share one state.
+        state_size, action_size: lengths that the model has.
+    """
+
+    state: Bounds
+    action: Bounds
+    reference: tuple[int | None, ...]
+    actions_per_chunk: int = 24
+    state_size: int = STATE_SIZE
+    action_size: int = ACTION_SIZE
+
+    def __post_init__(self) -> None:
+        states, actions = len(self.state.low), len(self.action.low)
+        if states > self.state_size or actions > self.action_size:
+            raise UserError(
+                f"{states} state and {actions} action numbers exceed the model's {self.state_size} and "
+                f"{self.action_size}: leave fields out of the embodiment"
+            )
+
+    @property
+    def state_mask(self) -> Bool[np.ndarray, " s"]:
+        """Which numbers of a normalised state are not padding."""
+        return np.arange(self.state_size) < len(self.state.low)
+
+    @property
+    def action_mask(self) -> Bool[np.ndarray, " a"]:
+        """Which numbers of a normalised action are not padding."""
+        return np.arange(self.action_size) < len(self.action.low)
+
+    def normalise_state(self, state: Float[Array, "*b s"]) -> Float[Array, "*b x"]:
+        """Recorded states as the model sees them, in [-1, 1]."""
+        return _pad(normalise(state, self.state), self.state_size)
+
+    def normalise_actions(
+        self, actions: Float[Array, "*b t a"], state: Float[Array, "*b n s"]
+    ) -> Float[Array, "*b t x"]:
+        """Recorded actions of n chunks as the model sees them, given the recorded state at the start of each."""
+        return _pad(normalise(actions - self._anchor(state), self.action), self.action_size)
+
+    def denormalise_actions(
+        self, actions: Float[Array, "*b t x"], state: Float[Array, "*b n s"]
+    ) -> Float[Array, "*b t a"]:
+        """The way back from `normalise_actions`, in the units of the dataset."""
+        return denormalise(actions[..., : len(self.action.low)], self.action) + self._anchor(state)
+
+    def _anchor(self, state: Float[Array, "*b n s"]) -> Float[Array, "*b t a"]:
+        """What every action is relative to; zero where it is absolute."""
+        relative = np.array([index is not None for index in self.reference])
+        anchor = jnp.where(relative, state[..., np.array([index or 0 for index in self.reference])], 0)
+        return jnp.repeat(anchor, self.actions_per_chunk, axis=-2)
+
+
+def normalisation(embodiment: Embodiment, statistics: Mapping[str, Any]) -> Normalisation:
+    """What `statistics` (as `dataset_statistics` gives them) mean for the embodiment's vectors.
+
+    Raises:
+        UserError: a field without statistics, or with those of another size.
+    """
+    return Normalisation(
+        state=_bounds("state", embodiment.state, statistics),
+        action=_bounds("action", embodiment.action, statistics),
+        reference=embodiment.reference,
+        actions_per_chunk=embodiment.actions_per_chunk,
+    )
+
+
+def normalise(x: Float[Array, "*b a"], bounds: Bounds) -> Float[Array, "*b a"]:
+    """2 (x - low) / (high - low) - 1, or x where high = low; then cut off to [-1, 1]."""
+    low, high = np.asarray(bounds.low, np.float32), np.asarray(bounds.high, np.float32)
+    constant = low == high
+    scaled = 2 * ((x - low) / np.where(constant, 1, high - low)) - 1
+    return jnp.where(constant, x, scaled).clip(-1, 1)
+
+
+def denormalise(x: Float[Array, "*b a"], bounds: Bounds) -> Float[Array, "*b a"]:
+    """(x + 1) / 2 (high - low) + low; not cut off. Where high = low that is their value, whatever x is."""
+    low, high = np.asarray(bounds.low, np.float32), np.asarray(bounds.high, np.float32)
+    return (x + 1) / 2 * (high - low) + low
+
+
+def dataset_statistics(store: EpisodeStore, embodiment: Embodiment) -> Statistics:
+    """Statistics of all fields of the embodiment: {"state" | "action": {key: {"q01", "q99", "mean", ...}}}.
+
+    Relative actions have those of `relative_statistics`, all others those of the store.
+
+    Raises:
+        UserError: the store lacks a field.
+    """
+    known: Mapping[str, Any] = store.statistics
+    parts: Statistics = {"state": {}, "action": {}}
+    for part, fields in (("state", embodiment.state), ("action", embodiment.action)):
+        for field in fields:
+            if field.name not in known:
+                raise UserError(f"no step field '{field.name}' in {store.folder}: choose another embodiment")
+            parts[part][field.key] = {name: known[field.name][name] for name in _NAMES}
+    parts["action"] |= relative_statistics(store, embodiment)
+    return parts
+
+
+def relative_statistics(store: EpisodeStore, embodiment: Embodiment) -> dict[str, dict[str, list[float]]]:
+    """Statistics of the relative actions: key -> {"max", "min", "mean", "std", "q01", "q99": one value per number}.
+
+    action[i + k] - state[i], pooled over all k of a chunk and all steps i at which a whole chunk starts, of at most
+    `EPISODES` episodes. Needs 8 bytes for every state and action number of these episodes, and twice
+    8 * actions_per_chunk bytes per step while a number is described.
+    """
+    chosen = np.arange(len(store))
+    if len(chosen) > EPISODES:
+        chosen = np.random.default_rng(SEED).choice(len(chosen), EPISODES, replace=False)
+    fields = [field for field in embodiment.action if field.relative]
+    states = {field.key: field.name for field in embodiment.state}
+    names = {name for field in fields for name in (field.name, states[field.key])}
+    episodes = []
+    for index in chosen.tolist() if fields else ():
+        steps = store[index].steps
+        episodes.append({name: steps[name].reshape(len(steps[name]), -1).astype(np.float64) for name in names})
+    horizon = embodiment.actions_per_chunk
+    if fields and all(len(episode[fields[0].name]) < horizon for episode in episodes):
+        raise UserError(f"no episode in {store.folder} has {horizon} steps, the length of a chunk: collect longer ones")
+    return {
+        field.key: _columns(
+            [
+                _describe([_differences(e[field.name][:, i], e[states[field.key]][:, i], horizon) for e in episodes])
+                for i in range(field.size)
+            ]
+        )
+        for field in fields
+    }
+
+
+_NAMES: dict[str, Any] = {"max": np.max, "min": np.min, "mean": np.mean, "std": np.std, "q01": 0.01, "q99": 0.99}
+
+
+def _differences(action: np.ndarray, state: np.ndarray, horizon: int) -> np.ndarray:
+    """action[i + k] - state[i] of one number, (starts, horizon)."""
+    if len(action) < horizon:
+        return np.empty((0, horizon))
+    windows = np.lib.stride_tricks.sliding_window_view(action, horizon)
+    return windows - state[: len(windows), None]
+
+
+def _describe(parts: Sequence[np.ndarray]) -> dict[str, float]:
+    """Statistics of all values of all parts."""
+    values = np.concatenate([part.ravel() for part in parts])
+    return {
+        name: float(np.quantile(values, how) if isinstance(how, float) else how(values)) for name, how in _NAMES.items()
+    }
+
+
+def _columns(rows: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    return {name: [row[name] for row in rows] for name in _NAMES}
+
+
+def _bounds(part: str, fields: Sequence[Field], statistics: Mapping[str, Any]) -> Bounds:
+    low: list[float] = []
+    high: list[float] = []
+    for field in fields:
+        try:
+            found = statistics[part][field.key]
+            pair = [[float(value) for value in found[name]] for name in ("q01", "q99")]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"no q01 and q99 of {part} '{field.key}' in the statistics ({type(error).__name__}: {error}): "
+                "compute them again, or choose the embodiment that they are of"
+            ) from error
+        if not len(pair[0]) == len(pair[1]) == field.size or not all(map(math.isfinite, pair[0] + pair[1])):
+            raise UserError(
+                f"statistics of {part} '{field.key}' are not {field.size} finite numbers: compute them again"
+            )
+        low += pair[0]
+        high += pair[1]
+    return Bounds(tuple(low), tuple(high))
+
+
+def _pad(x: Float[Array, "*b a"], size: int) -> Float[Array, "*b x"]:
+    return jnp.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, size - x.shape[-1])])
