@@ -120,7 +120,7 @@ def test_a_frame_from_a_cache_equals_the_frame_of_a_causal_clip():
     groups = [Group("video", 6, block=i) for i in range(2)]
     whole = TokenPlan.from_rule(groups, lambda q, k: k.block <= q.block)
     first = TokenPlan.from_rule(groups[:1], lambda q, k: True)
-    ids = clip_ids((2, 2, 3), 2, 2)
+    ids = clip_ids((2, 2, 3), 2, timestep)
 
     def part(start: int, stop: int) -> TokenIds:
         return jax.tree.map(lambda x: x[:, start:stop], ids)

@@ -26,6 +26,8 @@ def weights(shapes: Mapping[str, tuple[int, ...]], seed: int) -> dict[str, np.nd
         noise = draw(name, tuple(shape), seed)
         if name.endswith("gamma") or (name.endswith("weight") and len(shape) == 1):
             tensors[name] = 1 + 0.2 * noise
+        elif name.endswith(".W"):
+            tensors[name] = noise / np.sqrt(shape[1]).astype(np.float32)
         elif len(shape) > 1:
             tensors[name] = noise / np.sqrt(np.prod(shape[1:])).astype(np.float32)
         else:
@@ -78,3 +80,49 @@ WAN_DITS = {
     "flf2v": WanDiTCase(inputs=36, image=40, image_positions=514),
     "ti2v": WanDiTCase(inputs=12, outputs=12, levels=("clip", "frame", "token")),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class DreamZeroCase:
+    """A tiny DreamZero network (width 48, 4 heads, 2 layers) and what it is run on: a batch of 2.
+
+    Attributes:
+        form: "i2v" (as on Wan2.1: the image's latents stand beside the noisy ones) or "ti2v" (as on Wan2.2).
+        blocks: of the training clip. height, width: of latents.
+    """
+
+    form: str
+    blocks: int
+    height: int = 4
+    width: int = 6
+
+    @property
+    def frames(self) -> int:
+        """Latent frames of the training clip."""
+        return 1 + 2 * self.blocks
+
+    @property
+    def beside(self) -> int:
+        """Channels beside the 16 of the latents."""
+        return 20 if self.form == "i2v" else 0
+
+    def inputs(self, seed: int) -> dict[str, np.ndarray]:
+        """Latents (b, t, h, w, c), robot's arrays, and features, by name."""
+        rng = np.random.default_rng([seed, self.blocks])
+        size = (2, self.frames, self.height, self.width)
+        level = rng.uniform(0, 1000, (2, self.frames)).astype(np.float32)
+        level[:, 2::2] = level[:, 1::2]  # the frames of a block share their level
+        return {
+            "clean": draw("clean", (*size, 16), seed),
+            "noisy": draw("noisy", (*size, 16), seed),
+            "beside": draw("beside", (*size, self.beside), seed),
+            "timestep": level,
+            "timestep_action": rng.uniform(0, 1000, (2, 24 * self.blocks)).astype(np.float32),
+            "action": draw("action", (2, 24 * self.blocks, 32), seed),
+            "state": draw("state", (2, self.blocks, 64), seed),
+            "text": draw("text", (2, 512, 32), seed),
+            "image": draw("image", (2, 257, 1280), seed),
+        }
+
+
+DREAMZEROS = {f"{form}_{n}": DreamZeroCase(form, n) for form in ("i2v", "ti2v") for n in (1, 2, 4)}

@@ -1,10 +1,11 @@
 """Makes the fixtures again from the published code:
 
-    python tests/parity/regenerate.py WAN21 WAN22
+    python tests/parity/regenerate.py WAN21 WAN22 DREAMZERO
 
 Made with torch 2.13.0 (CPU), diffusers 0.42.1 and transformers 5.23.0, which it needs, and with
-checkouts of github.com/Wan-Video/Wan2.1 at 9737cba and Wan2.2 at 42bf4cf. A fixture holds the shapes of
-all tensors by name, and outputs; weights and inputs are drawn from its seed (recipe.py).
+checkouts of github.com/Wan-Video/Wan2.1 at 9737cba, Wan2.2 at 42bf4cf and github.com/dreamzero0/dreamzero at
+ab790c1 (with einops, and ATTENTION_BACKEND=torch in the environment). A fixture holds the shapes of all tensors by
+name, and outputs; weights and inputs are drawn from its seed (recipe.py).
 """
 
 import importlib
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.parity.recipe import FOLDER, WAN_DITS, draw, texts, weights
+from tests.parity.recipe import DREAMZEROS, FOLDER, WAN_DITS, DreamZeroCase, draw, texts, weights
 
 WAN_VAES = {
     "wan21": {"base_dim": 8, "z_dim": 4},
@@ -225,12 +226,109 @@ def original_model(folder: str) -> type:
     return model.WanModel
 
 
+def dreamzero_model(folder: str, case: DreamZeroCase) -> "torch.nn.Module":
+    """DreamZero's CausalWanModel in float32 throughout, with the actions' sinusoid in double precision."""
+    import torch
+
+    sys.path.insert(0, folder)
+    submodule = importlib.import_module("groot.vla.model.dreamzero.modules.wan2_1_submodule")
+    module = importlib.import_module("groot.vla.model.dreamzero.modules.wan_video_dit_action_casual_chunk")
+
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        heads_first = (x.transpose(1, 2) for x in (q, k, v))
+        return torch.nn.functional.scaled_dot_product_attention(*heads_first).transpose(1, 2)
+
+    submodule.flash_attention = attend
+    model = module.CausalWanModel(
+        model_type=case.form,
+        **{"dim": 48, "ffn_dim": 64, "freq_dim": 256, "text_dim": 32, "num_heads": 4, "num_layers": 2, "text_len": 512},
+        **{"frame_seqlen": case.height * case.width // 4, "in_dim": 16 + case.beside, "out_dim": 16},
+        **{"max_chunk_size": 4, "num_frame_per_block": 2, "action_dim": 32, "max_state_dim": 64, "hidden_size": 24},
+        **{"num_action_per_block": 24, "num_state_per_block": 1, "qk_norm": True, "cross_attn_norm": True},
+        concat_first_frame_latent=case.form == "i2v",
+    ).eval()
+    for name, part in model.named_modules():
+        if type(part).__name__ == "AttentionModule":
+            part.attn_func = attend
+        if name.endswith("pos_encoding"):
+            part.forward = exact_action_sinusoid
+    return model
+
+
+def exact_action_sinusoid(timestep: "torch.Tensor") -> "torch.Tensor":
+    """The action encoder's sinusoid: sine, then cosine (width 48)."""
+    import torch
+
+    phase = timestep.double()[..., None] * 10_000 ** -(torch.arange(24).double() / 24)
+    return torch.cat([torch.sin(phase), torch.cos(phase)], dim=-1).float()
+
+
+def dreamzero(name: str, folder: str, seed: int) -> dict[str, np.ndarray]:
+    """The training pass, and cached calls for the first blocks, each after the frames before it."""
+    import torch
+
+    case = DREAMZEROS[name]
+    model = dreamzero_model(folder, case)
+    shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    model.load_state_dict({key: torch.from_numpy(value) for key, value in weights(shapes, seed).items()})
+    x = {key: torch.from_numpy(value) for key, value in case.inputs(seed).items()}
+    clean, noisy, beside = (x[key].permute(0, 4, 1, 2, 3) for key in ("clean", "noisy", "beside"))
+    prompt = {"context": x["text"], "clip_feature": x["image"], "embodiment_id": torch.zeros(2, dtype=torch.long)}
+    frame = case.height * case.width // 4
+    model.gradient_checkpointing = True  # the pass without it does not unpack what its blocks return
+    video, action = model(
+        noisy,
+        timestep=x["timestep"],
+        timestep_action=x["timestep_action"],
+        seq_len=case.frames * frame,
+        clean_x=clean,
+        y=beside,
+        action=x["action"],
+        state=x["state"],
+        **prompt,
+    )
+    fixture, cache = {"video": video, "action": action}, [torch.zeros(2, 2, 0, 4, 12) for _ in range(2)]
+
+    def call(latents: torch.Tensor, start: int, timestep: torch.Tensor, **robot: torch.Tensor) -> tuple:
+        frames = latents.shape[2]
+        return model(
+            latents,
+            timestep=timestep,
+            seq_len=frames * frame,
+            kv_cache=cache,
+            crossattn_cache=None,
+            current_start_frame=start,
+            y=beside[:, :, start : start + frames],
+            **prompt,
+            **robot,
+        )
+
+    with torch.no_grad():
+        cache = call(clean[:, :, :1], 0, torch.zeros(2, 1))[2]
+        for block in range(case.blocks):
+            frames, steps = slice(1 + 2 * block, 3 + 2 * block), slice(24 * block, 24 * (block + 1))
+            fixture[f"video {block}"], fixture[f"action {block}"], _ = call(
+                noisy[:, :, frames],
+                frames.start,
+                x["timestep"][:, frames],
+                action=x["action"][:, steps],
+                timestep_action=x["timestep_action"][:, steps],
+                state=x["state"][:, block : block + 1],
+            )
+            cache = call(clean[:, :, frames], frames.start, torch.zeros(2, 2))[2]
+    outputs = {key: value.detach() for key, value in fixture.items()}
+    outputs |= {key: value.permute(0, 2, 3, 4, 1) for key, value in outputs.items() if key.startswith("video")}
+    return {"shapes": np.array(json.dumps(shapes))} | {key: value.numpy() for key, value in outputs.items()}
+
+
 if __name__ == "__main__":
-    wan21, wan22 = sys.argv[1:]
+    wan21, wan22, dreamzero_folder = sys.argv[1:]
     for name, folder in {"wan21": wan21, "wan22": wan22}.items():
         np.savez_compressed(FOLDER / f"{name}_vae_original.npz", **original_wan_vae(name, folder, seed=5))
     for name, folder in {"t2v": wan21, "i2v": wan21, "ti2v": wan22}.items():
         np.savez_compressed(FOLDER / f"wan_dit_{name}_original.npz", **original_wan_dit(name, folder, seed=5))
+    for name in DREAMZEROS:
+        np.savez_compressed(FOLDER / f"dreamzero_{name}.npz", **dreamzero(name, dreamzero_folder, seed=3))
     for seed in (0, 1):
         np.savez_compressed(FOLDER / f"umt5_{seed}.npz", **umt5(seed))
         np.savez_compressed(FOLDER / f"clip_{seed}.npz", **clip(seed))

@@ -161,8 +161,8 @@ class WanDiT(nn.Module):
         Raises:
             UserError: what does not fit the network, by name.
         """
-        grid = self._grid(latents, timestep)
-        ids, position = clip_ids(grid, latents.shape[0], timestep.shape[1]), grid_positions(grid)
+        grid = self.grid(latents)
+        ids, position = clip_ids(grid, latents.shape[0], timestep), grid_positions(grid)
         plan = TokenPlan.from_rule([Group("video", ids.time.shape[1])], lambda q, k: True)
         condition = self.condition(timestep, rotation(position, self.config.pairs), text, image)
         tokens, _ = self.run(self.embed(latents), condition, ids, plan)
@@ -240,7 +240,8 @@ class WanDiT(nn.Module):
         expert = WanExpert(c.width, c.mlp, bool(c.image), self.precision)
         return StackConfig(c.layers, c.heads, c.width // c.heads, (expert,), c.remat)
 
-    def _grid(self, latents: Latents, timestep: Array) -> tuple[int, int, int]:
+    def grid(self, latents: Latents) -> tuple[int, int, int]:
+        """Frames, rows and columns of the tokens of a clip; a UserError for one that the network cannot read."""
         c = self.config
         _, t, h, w, channels = latents.shape
         if channels != c.inputs:
@@ -248,12 +249,6 @@ class WanDiT(nn.Module):
         grid = (t // c.patch[0], h // c.patch[1], w // c.patch[2])
         if (t, h, w) != tuple(g * p for g, p in zip(grid, c.patch, strict=True)):
             raise UserError(f"latents of {t}x{h}x{w} cannot be cut into patches of {'x'.join(map(str, c.patch))}")
-        tokens = int(np.prod(grid))
-        if timestep.ndim != 2 or tokens % timestep.shape[1]:
-            raise UserError(
-                f"timesteps of shape {timestep.shape} do not fit {tokens} tokens: "
-                f"give (batch, 1), (batch, {grid[0]}) for one per frame, or (batch, {tokens})"
-            )
         return grid
 
     def _padding(self, text: Array) -> int:
@@ -277,10 +272,15 @@ class WanDiT(nn.Module):
         return image
 
 
-def clip_ids(grid: tuple[int, int, int], batch: int, levels: int) -> TokenIds:
-    """Ids of whole clips of `grid` frames, rows and columns of tokens, whose tokens share `levels` noise levels."""
+def clip_ids(grid: tuple[int, int, int], batch: int, timestep: Float[Array, "b m"]) -> TokenIds:
+    """Ids of whole clips of `grid` frames, rows and columns of tokens; a UserError if the levels do not divide them."""
     tokens = int(np.prod(grid))
-    time = jnp.asarray(np.arange(tokens) // (tokens // levels), jnp.int32)
+    if timestep.ndim != 2 or tokens % timestep.shape[1]:
+        raise UserError(
+            f"timesteps of shape {timestep.shape} do not fit {tokens} tokens: "
+            f"give (batch, 1), (batch, {grid[0]}) for one per frame, or (batch, {tokens})"
+        )
+    time = jnp.asarray(np.arange(tokens) // (tokens // timestep.shape[1]), jnp.int32)
     return TokenIds(segment=None, time=jnp.broadcast_to(time, (batch, tokens)))
 
 
