@@ -15,6 +15,8 @@ import numpy as np
 from wamjax.errors import UserError
 
 RECORD_FORMAT = 1
+ANNOTATION = "annotation"  # step field (T,): which of the metadata's ANNOTATIONS is the instruction at each step
+ANNOTATIONS = "annotations"
 _KINDS = "biuf"  # boolean, signed, unsigned, floating: everything else has no fixed byte layout
 
 # What reading a record of arbitrary bytes can raise, found by fuzzing.
@@ -44,7 +46,9 @@ class Episode:
     Attributes:
         steps: arrays whose leading axis is time, e.g. `action` (T, a); units are those of the source.
         videos: camera name -> video with exactly T frames.
-        language: instructions that describe the episode; any of them is valid. May be empty.
+        language: instructions that describe the episode; any of them is valid. May be empty. Instructions that
+            change with the steps are the metadata `annotations`, a list of texts, and the step field `annotation`,
+            which says by its index which of them holds at each step.
         metadata: JSON values: `fps` (steps per second, Hz), `embodiment`, `success`, `source`, ...
 
     Raises:

@@ -1,9 +1,9 @@
 """From a store to training batches: a batch is a pure function of (store, clip, seed, step).
 
 A clip is one step t of one episode with the frames, state and actions around it; every step of every episode
-is a clip. The global order is position p = step * batch_size + row; the epoch p // clips has its own shuffle
-(Grain's index shuffle: arithmetic, no table of clips). Hence any number of processes, threads and restarts
-sees the same batches, each process reading only its own rows.
+is a clip (`chunks.py` cuts other samples). The global order is position p = step * batch_size + row; the epoch
+p // clips has its own shuffle (Grain's index shuffle: arithmetic, no table of clips). Hence any number of
+processes, threads and restarts sees the same batches, each process reading only its own rows.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from wamjax.data.episode import BadEpisode, Video
+from wamjax.data.episode import ANNOTATION, ANNOTATIONS, BadEpisode, Episode, Video
 from wamjax.data.store import EpisodeStore
 from wamjax.data.video import decode
 from wamjax.errors import UserError
@@ -89,6 +89,24 @@ def batches(
     Raises:
         UserError: a camera or field that the dataset lacks, or too many damaged episodes.
     """
+    reader = _ClipReader(store, clip, tokenize, cache_bytes)
+    return stream(reader, batch_size=batch_size, seed=seed, start_step=start_step, rows=rows, threads=threads)
+
+
+def stream(
+    reader: "EpisodeReader",
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    rows: slice | None = None,
+    threads: int | None = None,
+) -> Iterator[Batch]:
+    """Endless batches of a reader's samples, in the order that the module describes; arguments as in `batches`.
+
+    Raises:
+        UserError: arguments out of range, or too many damaged episodes.
+    """
     import grain  # here, because configs import this module and grain takes seconds
 
     wanted = range(batch_size)[rows or slice(None)]
@@ -97,7 +115,6 @@ def batches(
             f"batch_size={batch_size}, rows={rows}, start_step={start_step}, seed={seed}: "
             "ask for at least one row, a step of at least 0 and a seed of 0 .. 2**32 - 1"
         )
-    reader = _ClipReader(store, clip, tokenize, cache_bytes)
     threads = threads or min(8, os.cpu_count() or 1)
     order = grain.MapDataset.range(reader.clips).shuffle(seed=seed)
     steps = grain.MapDataset.range(start_step, sys.maxsize // batch_size)
@@ -113,14 +130,16 @@ def episode_clips(store: EpisodeStore, clip: ClipConfig, episode: int, tokenize:
     return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
-def _load(step: int, *, reader: "_ClipReader", order: Sequence[int], batch_size: int, rows: range, seed: int) -> Batch:
+def _load(
+    step: int, *, reader: "EpisodeReader", order: Sequence[int], batch_size: int, rows: range, seed: int
+) -> Batch:
     """The wanted rows of one step's batch; `order`, indexed past its length, is shuffled anew each epoch."""
     positions = [step * batch_size + row for row in rows]
     samples = [_draw(position, int(order[position]), reader, seed) for position in positions]
     return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
-def _draw(position: int, number: int, reader: "_ClipReader", seed: int) -> Batch:
+def _draw(position: int, number: int, reader: "EpisodeReader", seed: int) -> Batch:
     """Clip `number`, or where it is damaged another one that depends on the seed and the position only."""
     for attempt in range(REDRAWS):
         key = (seed, position, attempt)
@@ -134,75 +153,93 @@ def _draw(position: int, number: int, reader: "_ClipReader", seed: int) -> Batch
 
 
 @dataclass(frozen=True)
-class _Source:
-    """An episode ready to cut: state (T, s), actions (T, a), and frames (v, T, h, w, 3) or the videos."""
+class Source:
+    """An episode ready to cut: state (T, s), actions (T, a), and frames (v, T, h, w, 3) or the videos.
+
+    `annotation` (T,) are indices into `language` where the instruction changes with the steps; where it is None,
+    any of `language` is an instruction for all of them.
+    """
 
     state: np.ndarray
     actions: np.ndarray
     language: tuple[str, ...]
+    annotation: np.ndarray | None
     frames: np.ndarray | None
     videos: tuple[Video, ...]
 
+    def instruction(self, step: int, key: tuple[int, ...]) -> str:
+        """The instruction at `step`, drawn by `key` where there are several; "" where there is none."""
+        if self.annotation is not None:
+            return self.language[int(self.annotation[step])]
+        if len(self.language) > 1:
+            return self.language[int(np.random.default_rng(key).integers(len(self.language)))]
+        return self.language[0] if self.language else ""
 
-class _ClipReader:
-    """Cuts clips out of a store, keeping decoded episodes in memory while there is room; safe for threads.
 
-    Clips are drawn uniformly, so no episode is likelier to return than another: once the cache is full it
-    keeps what it has (evicting could not raise the hit rate), and of the others only the clip is decoded.
+class EpisodeReader:
+    """Cuts samples out of a store, keeping decoded episodes in memory while there is room; safe for threads.
+
+    Samples are drawn uniformly, so no episode is likelier to return than another: once the cache is full it
+    keeps what it has (evicting could not raise the hit rate), and of the others only the sample is decoded.
+
+    A subclass says how many samples there are (`starts`: of the first sample of each episode, and their number at
+    the end) and cuts them (`read`).
     """
 
-    def __init__(self, store: EpisodeStore, clip: ClipConfig, tokenize: Tokenize, cache_bytes: int):
-        self.store, self.clip = store, clip
-        self.size = _view_size(store, clip)
-        self.tokenize = functools.lru_cache(maxsize=4096)(lambda text: np.asarray(tokenize(text), np.float32))
-        self.starts = np.cumsum(np.concatenate([[0], store.lengths]))
-        self.clips = int(self.starts[-1])
-        self.offsets = np.array(clip.frame_offsets)
-        self.horizon = np.arange(clip.action_horizon)
-        vectors = sum(int(np.prod(store.fields[name]["shape"])) for name in (*clip.state, clip.action))
-        self._step_bytes = 4 * vectors + 3 * len(clip.cameras) * self.size[0] * self.size[1]
-        self._cache: dict[int, _Source] = {}
+    starts: np.ndarray
+
+    def __init__(
+        self,
+        store: EpisodeStore,
+        cameras: tuple[str, ...],
+        state: tuple[str, ...],
+        action: tuple[str, ...],
+        *,
+        images: str,
+        cache_bytes: int,
+    ):
+        self.store, self.cameras, self.state, self.action, self.images = store, cameras, state, action, images
+        self.size = _view_size(store, cameras, (*state, *action))
+        vectors = sum(int(np.prod(store.fields[name]["shape"])) for name in (*state, *action))
+        self._step_bytes = 4 * vectors + 3 * len(cameras) * self.size[0] * self.size[1]
+        self._cache: dict[int, Source] = {}
         self._room = cache_bytes
         self._lock = threading.Lock()
 
+    @property
+    def clips(self) -> int:
+        """Number of samples."""
+        return int(self.starts[-1])
+
     def read(self, number: int, key: tuple[int, ...]) -> Batch:
-        """Clip `number`; `key` decides which instruction is taken where the episode has several.
+        """Sample `number` without its batch axis; `key` decides where anything about it is drawn.
 
         Raises:
             BadEpisode: the episode or its video is damaged.
         """
-        index = int(np.searchsorted(self.starts, number, side="right")) - 1
-        step = number - int(self.starts[index])
-        source = self._source(index)
-        frames, steps = step + self.offsets, step + self.horizon
-        last = len(source.actions) - 1
-        shown, taken = frames.clip(0, last), steps.clip(0, last)
-        whole = source.frames
-        return {
-            "frames": self._decode(source.videos, shown) if whole is None else whole[:, shown],
-            "frame_mask": frames == shown,
-            "state": source.state[step],
-            "actions": source.actions[taken],
-            "action_mask": steps == taken,
-            "language": self.tokenize(_instruction(source.language, key)),
-        }
+        raise NotImplementedError
 
-    def _source(self, index: int) -> _Source:
+    def locate(self, number: int) -> tuple[int, int]:
+        """Episode of sample `number`, and the number that the sample has in it."""
+        index = int(np.searchsorted(self.starts, number, side="right")) - 1
+        return index, number - int(self.starts[index])
+
+    def source(self, index: int) -> Source:
         """Episode `index`, from the cache, or decoded as a whole if the cache has room for it."""
         if (source := self._cache.get(index)) is not None:
             return source
         episode = self.store[index]
-        state = [_vectors(episode.steps[name]) for name in self.clip.state]
-        actions = _vectors(episode.steps[self.clip.action])
-        source = _Source(
-            state=np.concatenate([actions[:, :0], *state], axis=1),
-            actions=actions,
-            language=episode.language,
+        language, annotation = _language(episode)
+        source = Source(
+            state=_vectors(episode, self.state),
+            actions=_vectors(episode, self.action),
+            language=language,
+            annotation=annotation,
             frames=None,
-            videos=tuple(episode.videos[camera] for camera in self.clip.cameras),
+            videos=tuple(episode.videos[camera] for camera in self.cameras),
         )
         if (size := len(episode) * self._step_bytes) <= self._room:
-            # Damage elsewhere in the video must not decide about this clip, as it does not without a cache.
+            # Damage elsewhere in the video must not decide about this sample, as it does not without a cache.
             with contextlib.suppress(BadEpisode):
                 frames = self._decode(source.videos, np.arange(len(episode)))
                 source = replace(source, frames=frames, videos=())
@@ -212,36 +249,72 @@ class _ClipReader:
                     self._room -= size
         return source
 
-    def _decode(self, videos: Sequence[Video], indices: np.ndarray) -> np.ndarray:
+    def pictures(self, source: Source, indices: np.ndarray) -> np.ndarray:
         """Frames (v, t, h, w, 3) at `indices` of every view."""
-        if self.clip.images == "zero":
+        return self._decode(source.videos, indices) if source.frames is None else source.frames[:, indices]
+
+    def _decode(self, videos: Sequence[Video], indices: np.ndarray) -> np.ndarray:
+        if self.images == "zero":
             return np.zeros((len(videos), len(indices), *self.size, 3), np.uint8)
         return np.stack([decode(video, indices) for video in videos])
 
 
-def _view_size(store: EpisodeStore, clip: ClipConfig) -> tuple[int, int]:
-    """Height and width of the clip's views, after checking that the store has all that the clip asks for."""
-    for name in (*clip.state, clip.action):
+class _ClipReader(EpisodeReader):
+    """Cuts the clips of a `ClipConfig`."""
+
+    def __init__(self, store: EpisodeStore, clip: ClipConfig, tokenize: Tokenize, cache_bytes: int):
+        super().__init__(store, clip.cameras, clip.state, (clip.action,), images=clip.images, cache_bytes=cache_bytes)
+        self.tokenize = functools.lru_cache(maxsize=4096)(lambda text: np.asarray(tokenize(text), np.float32))
+        self.starts = np.cumsum(np.concatenate([[0], store.lengths]))
+        self.offsets = np.array(clip.frame_offsets)
+        self.horizon = np.arange(clip.action_horizon)
+
+    def read(self, number: int, key: tuple[int, ...]) -> Batch:
+        index, step = self.locate(number)
+        source = self.source(index)
+        frames, steps = step + self.offsets, step + self.horizon
+        last = len(source.actions) - 1
+        shown, taken = frames.clip(0, last), steps.clip(0, last)
+        return {
+            "frames": self.pictures(source, shown),
+            "frame_mask": frames == shown,
+            "state": source.state[step],
+            "actions": source.actions[taken],
+            "action_mask": steps == taken,
+            "language": self.tokenize(source.instruction(step, key)),
+        }
+
+
+def _view_size(store: EpisodeStore, cameras: tuple[str, ...], fields: tuple[str, ...]) -> tuple[int, int]:
+    """Height and width of the views, after checking that the store has all that is asked for."""
+    for name in fields:
         if name not in store.fields:
             known = ", ".join(store.fields) or "none"
             raise UserError(f"no step field '{name}' in {store.folder}: choose among {known}")
-    for name in clip.cameras:
+    for name in cameras:
         if name not in store.cameras:
             known = ", ".join(store.cameras) or "none"
             raise UserError(f"no camera '{name}' in {store.folder}: choose among {known}")
-    sizes = {store.cameras[name] for name in clip.cameras}
+    sizes = {store.cameras[name] for name in cameras}
     if len(sizes) > 1:
-        names = ", ".join(clip.cameras)
-        raise UserError(f"cameras {names} differ in size {sorted(sizes)}: choose cameras of one size")
+        raise UserError(f"cameras {', '.join(cameras)} differ in size {sorted(sizes)}: choose cameras of one size")
     return sizes.pop()
 
 
-def _vectors(array: np.ndarray) -> np.ndarray:
-    """A step field as float32 vectors (T, n)."""
-    return array.reshape(len(array), -1).astype(np.float32)
+def _vectors(episode: Episode, names: Sequence[str]) -> np.ndarray:
+    """Step fields side by side as float32 vectors (T, n)."""
+    parts = [np.empty((len(episode), 0)), *(episode.steps[name].reshape(len(episode), -1) for name in names)]
+    return np.concatenate([part.astype(np.float32) for part in parts], axis=1)
 
 
-def _instruction(language: tuple[str, ...], key: tuple[int, ...]) -> str:
-    if len(language) > 1:
-        return language[int(np.random.default_rng(key).integers(len(language)))]
-    return language[0] if language else ""
+def _language(episode: Episode) -> tuple[tuple[str, ...], np.ndarray | None]:
+    """The instructions, and which of them holds at which step (None: any of them)."""
+    annotation = episode.steps.get(ANNOTATION)
+    if annotation is None:
+        return episode.language, None
+    texts = episode.metadata.get(ANNOTATIONS)
+    if not isinstance(texts, list) or annotation.shape != (len(episode),) or annotation.dtype.kind not in "iu":
+        raise BadEpisode(f"'{ANNOTATION}' must be one index per step into the metadata '{ANNOTATIONS}'")
+    if not 0 <= annotation.min() <= annotation.max() < len(texts):
+        raise BadEpisode(f"'{ANNOTATION}' has indices outside the {len(texts)} texts of '{ANNOTATIONS}'")
+    return tuple(map(str, texts)), annotation

@@ -1,0 +1,179 @@
+"""Training samples of DreamZero: up to four chunks of one task, each 24 actions beside 8 frames.
+
+A step s of an episode gives a chunk at s, and others before and after it as far as the task and the episode go. The
+order of samples, the redraw of damaged ones and the cache are those of `pipeline.py`.
+
+Source: DreamZero (arXiv 2602.15922), `groot/vla/data/dataset/lerobot_sharded.py`.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from wamjax.data.embodiments import Embodiment, Field
+from wamjax.data.episode import BadEpisode
+from wamjax.data.pipeline import Batch, EpisodeReader, Tokenize, stream
+from wamjax.data.store import EpisodeStore
+from wamjax.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ChunkConfig:
+    """How an episode is cut.
+
+    Attributes:
+        max_chunks: the most chunks of one sample.
+        frames: frames per chunk; a sample has one more, at the end of its last chunk.
+        stride: steps from one frame to the next.
+        images: "true", or "zero" for a policy that must do without seeing.
+    """
+
+    max_chunks: int = 4
+    frames: int = 8
+    stride: int = 3
+    images: str = "true"
+
+    def __post_init__(self) -> None:
+        if self.images not in ("true", "zero"):
+            raise UserError(f"chunks.images is '{self.images}': use 'true' or 'zero'")
+        if min(self.max_chunks, self.frames, self.stride) < 1:
+            raise UserError("chunks: max_chunks, frames and stride must be at least 1")
+
+    @property
+    def actions(self) -> int:
+        """Steps, and so actions, per chunk."""
+        return self.frames * self.stride
+
+    @classmethod
+    def of(cls, embodiment: Embodiment, max_chunks: int = 4, images: str = "true") -> ChunkConfig:
+        """The configuration with the frame rate and the chunk length of a robot."""
+        return cls(max_chunks, embodiment.frames_per_chunk, embodiment.video_stride, images)
+
+
+def anchors(length: int, step: int, config: ChunkConfig, annotation: np.ndarray | None = None) -> np.ndarray:
+    """First steps of the chunks that `step` of an episode of `length` steps gives: ascending, maybe none.
+
+    The chunk at `step` comes first, then alternately one before and one after those there are, each as long as
+    `annotation` (T,) at its first step is that at `step`, up to `max_chunks`. Chunks must lie in the episode. The
+    last one is left out if the step after it, whose frame ends the sample, is beyond the end; its place is not given
+    to another.
+    """
+    size = config.actions
+    chosen = [step] if step + size <= length else []
+    directions, distance = [-1, 1], 0
+    while directions and len(chosen) < config.max_chunks:
+        distance += size
+        for direction in list(directions):
+            anchor = step + direction * distance
+            if not 0 <= anchor < length or (annotation is not None and annotation[anchor] != annotation[step]):
+                directions.remove(direction)
+            elif anchor + size <= length and len(chosen) < config.max_chunks:
+                chosen.append(anchor)
+    return np.array([anchor for anchor in sorted(chosen) if anchor + size < length], np.int64)
+
+
+def start_steps(length: int, config: ChunkConfig) -> int:
+    """How many steps of an episode are drawn: 0 .. length - K, the last one only if it gives a chunk.
+
+    In an episode whose task changes there, that last step may give none all the same.
+    """
+    last = length - config.actions
+    return max(0, last) + (last >= 0 and len(anchors(length, last, config)) > 0)
+
+
+def chunk_batches(
+    store: EpisodeStore,
+    embodiment: Embodiment,
+    config: ChunkConfig,
+    *,
+    batch_size: int,
+    seed: int,
+    tokenize: Tokenize,
+    start_step: int = 0,
+    rows: slice | None = None,
+    cache_bytes: int = 512 << 20,
+    threads: int | None = None,
+) -> Iterator[Batch]:
+    """Endless batches of chunks; the arguments are those of `pipeline.batches`, but for `embodiment` and `config`.
+
+    Yields, with v views, N = max_chunks and K actions per chunk:
+        frames: uint8 (b, v, frames * N + 1, h, w, 3), the last one repeated where there are fewer chunks;
+        chunks: int32 (b,), how many there are, 1 .. N;
+        state: float32 (b, N, s), as recorded at the first step of each chunk;
+        actions: float32 (b, N * K, a), as recorded;
+        action_mask: bool (b, N * K), False for chunks that are not there, and in datasets without actions;
+        language: (b, l), the tokenised instruction of the sample's step ("" where there is none).
+
+    State and actions of chunks that are not there repeat those of the last one; a dataset without any of the action
+    fields (or of the state fields) has zeros.
+
+    Raises:
+        UserError: a camera or field that the dataset lacks or that has another size, no episode that is long enough,
+            or too many damaged episodes.
+    """
+    reader = _ChunkReader(store, embodiment, config, tokenize, cache_bytes)
+    return stream(reader, batch_size=batch_size, seed=seed, start_step=start_step, rows=rows, threads=threads)
+
+
+class _ChunkReader(EpisodeReader):
+    """Cuts the chunks of a `ChunkConfig`."""
+
+    def __init__(
+        self, store: EpisodeStore, embodiment: Embodiment, config: ChunkConfig, tokenize: Tokenize, cache_bytes: int
+    ):
+        state, action = _present(store, embodiment.state), _present(store, embodiment.action)
+        if action and not state and any(field.relative for field in embodiment.action):
+            raise UserError(f"{store.folder} has actions but no state, which they are relative to: collect it again")
+        super().__init__(store, embodiment.cameras, state, action, images=config.images, cache_bytes=cache_bytes)
+        if store.fps != embodiment.fps:
+            _log.warning(
+                "%s has %g steps per second, %s has %g", store.folder, store.fps, embodiment.name, embodiment.fps
+            )
+        self.config, self.embodiment = config, embodiment
+        self.tokenize = functools.lru_cache(maxsize=4096)(lambda text: np.asarray(tokenize(text)))
+        self.starts = np.cumsum([0] + [start_steps(length, config) for length in store.lengths.tolist()])
+        if not self.clips:
+            raise UserError(f"no episode in {store.folder} has {config.actions + 1} steps: collect longer ones")
+
+    def read(self, number: int, key: tuple[int, ...]) -> Batch:
+        index, step = self.locate(number)
+        source, config = self.source(index), self.config
+        found = anchors(len(source.state), step, config, source.annotation)
+        if not (count := len(found)):
+            raise BadEpisode(f"step {step} of episode {index} gives no whole chunk of its task")
+        filled = found[np.minimum(np.arange(config.max_chunks), count - 1)]
+        shown = np.minimum(np.arange(config.max_chunks * config.frames + 1), count * config.frames)
+        taken = (filled[:, None] + np.arange(config.actions)).ravel()
+        there = np.repeat(np.arange(config.max_chunks) < count, config.actions)
+        return {
+            "frames": self.pictures(source, found[0] + config.stride * shown),
+            "chunks": np.array(count, np.int32),
+            "state": self._filled(source.state[filled], self.embodiment.state_size),
+            "actions": self._filled(source.actions[taken], self.embodiment.action_size),
+            "action_mask": there & bool(self.action),
+            "language": self.tokenize(source.instruction(step, key)),
+        }
+
+    @staticmethod
+    def _filled(vectors: np.ndarray, size: int) -> np.ndarray:
+        """The vectors, or zeros where the dataset has none."""
+        return vectors if vectors.shape[1] else np.zeros((len(vectors), size), np.float32)
+
+
+def _present(store: EpisodeStore, fields: tuple[Field, ...]) -> tuple[str, ...]:
+    """The fields' names, or none if the store has none of them; that it has all is checked by the reader."""
+    present = [field for field in fields if field.name in store.fields]
+    for field in present:
+        if (size := int(np.prod(store.fields[field.name]["shape"]))) != field.size:
+            raise UserError(
+                f"step field '{field.name}' in {store.folder} has {size} numbers, not {field.size}: "
+                "choose another embodiment"
+            )
+    return tuple(field.name for field in fields) if present else ()
