@@ -20,6 +20,7 @@ ROOMS = (
     "sharding",
     "training",
     "interop",
+    "serving",
     "evaluation",
     "cli",
 )
