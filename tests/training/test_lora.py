@@ -15,11 +15,12 @@ from wamjax import config as configuration
 from wamjax.cli import _experiment
 from wamjax.cli.main import main
 from wamjax.errors import UserError
+from wamjax.networks.stream_transformer import PARTITIONS
 from wamjax.networks.wan.dit import WAN_DITS, WanDiT
 from wamjax.nn.stack import Expert, Stack, StackConfig
 from wamjax.nn.tokens import Group, TokenIds, TokenPlan
 from wamjax.nn.weights import LowRank
-from wamjax.sharding.mesh import MeshConfig, make_mesh
+from wamjax.sharding.mesh import MeshConfig, make_mesh, shardings
 from wamjax.training.checkpoint import Checkpoints
 from wamjax.training.loop import TrainConfig, train
 from wamjax.training.lora import Adapted, LoRAConfig, adapt, join, merge, merged, split
@@ -187,7 +188,7 @@ def test_adapters_refuse_another_base():
     assert list(trainable) == list(frozen["base"]) == [policy.base]
     assert_identical(merged(trainable, frozen, SIMPLE), (params, {}))
     for act in (merged, lambda t, f, c: policy.loss(t, f, {"x": jnp.zeros((1, 4))}, None)):
-        with pytest.raises(UserError, match=f"belong to base {policy.base}, not to {other[0].base}"):
+        with pytest.raises(UserError, match=f"belong to {policy.base}, not to {other[0].base}"):
             act(trainable, other[2], SIMPLE)
 
 
@@ -269,15 +270,25 @@ def test_a_checkpoint_with_adapters_merges_into_the_policy_s_own_parameters(undi
     assert {path.split("/")[0] for path in changed} == {"stack", "read_action", "embed_state"}
 
 
-def test_a_run_refuses_to_go_on_over_another_base(dataset, undisturbed, monkeypatch):
+def test_a_run_refuses_to_go_on_over_another_base(undisturbed):
     checkpoints = Checkpoints(undisturbed)
     experiment = configuration.build(_experiment.Experiment, checkpoints.meta(6)["config"])
     policy = _experiment.SmallWAM(experiment.policy, _experiment.SampleShapes(**checkpoints.meta(6)["shapes"]))
     frozen = checkpoints.params(6)[1]["policy"]
     options = {"mesh": mesh(), "rules": (), "batches": None, "validation": None, "run": undisturbed, "meta": {}}
     other = jax.tree.map(lambda x: x + 1, jax.jit(policy.init)(jax.random.key(0)))
-    with pytest.raises(UserError, match="belongs to another policy or configuration"):
+    with pytest.raises(
+        UserError, match=r"belongs to another policy, base or configuration: base_[0-9a-f]{16}/.* expected"
+    ):
         train(policy, frozen, experiment.train, initial=other, **options)
+
+
+def test_a_base_is_spread_over_the_mesh_like_the_parameters_it_was(undisturbed):
+    places = shardings({"frozen": Checkpoints(undisturbed).params(6)[1]}, PARTITIONS, mesh())
+    specs = {path: place.spec for path, place in leaves(places).items()}
+    (kernel,) = (path for path in specs if path.endswith("expert_0/mlp_out/kernel"))
+    assert kernel.startswith("frozen/base/")
+    assert specs[kernel] == jax.P(None, "tensor", "fsdp")
 
 
 def test_an_imported_start_is_trained_from(dataset, tmp_path):

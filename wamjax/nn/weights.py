@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
@@ -54,6 +55,8 @@ def dense(kernel: Kernel) -> Float[Array, "*l d_in d_out"]:
 
 @dense.register
 def _(kernel: LowRank) -> Array:
+    if kernel.a.ndim > 2:
+        return jax.lax.map(dense, kernel)  # layer by layer: a stack in float32 may be more than memory holds
     base = jnp.asarray(dense(kernel.base))
     change = kernel.scale * jnp.matmul(kernel.a, kernel.b, precision="highest")
     return (base + change).astype(base.dtype)

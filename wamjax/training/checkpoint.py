@@ -19,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from wamjax.errors import UserError
+from wamjax.training.paths import leaves
 from wamjax.training.step import TrainState
 
 
@@ -71,8 +72,9 @@ class Checkpoints:
             )
         except (ValueError, KeyError) as error:
             first = str(error).strip().splitlines()[0][:200]
+            why = _difference(_shapes(self.path(step) / "state")["params"], state.params) or first
             raise UserError(
-                f"the checkpoint {self.path(step)} belongs to another policy or configuration: {first}"
+                f"the checkpoint {self.path(step)} belongs to another policy, base or configuration: {why}"
             ) from error
         return restored["state"], restored["frozen"]
 
@@ -97,9 +99,8 @@ class Checkpoints:
 
 def _read(path: Path, keys: tuple[str, ...] = ()) -> Any:
     """A saved tree, or the first of the named branches that is there, as NumPy arrays; nothing else is read."""
-    handler = ocp.PyTreeCheckpointHandler()
-    shapes = dict(handler.metadata(path).tree)  # from the reader below it would warn of a file items lack
-    with ocp.Checkpointer(handler) as reader:
+    shapes = _shapes(path)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         key = next((key for key in keys if jax.tree.leaves(shapes.get(key))), None)
         wanted = shapes if key is None else {key: shapes[key]}
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), wanted)
@@ -107,6 +108,21 @@ def _read(path: Path, keys: tuple[str, ...] = ()) -> Any:
             path, args=ocp.args.PyTreeRestore(wanted, restore_args=as_numpy, partial_restore=True)
         )
     return restored if key is None else restored[key]
+
+
+def _shapes(path: Path) -> dict[str, Any]:
+    """A saved tree with a description of every leaf, which has its shape."""
+    return dict(ocp.PyTreeCheckpointHandler().metadata(path).tree)  # a Checkpointer would warn of a file items lack
+
+
+def _difference(saved: Any, expected: Any) -> str | None:
+    """The first parameter of which only one side knows, or which has two shapes."""
+    there, here = ({path: tuple(leaf.shape) for path, leaf in leaves(tree).items()} for tree in (saved, expected))
+    differing = sorted(path for path in there | here if there.get(path) != here.get(path))
+    if not differing:
+        return None
+    path = differing[0]
+    return f"{path} is {there.get(path, 'not there')}, expected {here.get(path, 'not to be')}"
 
 
 def fingerprint(tree: Any) -> str:

@@ -5,8 +5,8 @@
     trainable  {base: {..., "kernel": {"a", "b"}, ...}}    adapters, and the parameters that are trained in full
     frozen     {"policy": ..., "base": {base: {...}}}      the policy's own, and all other parameters
 
-where `base` is the fingerprint of the base. It is a key, and so part of every checkpoint of the adapters, however it
-is stored: another base does not fit. `merge` gives plain parameters again, for acting and for export.
+where the name `base` is "base_" and the fingerprint of the base. It is a key, and so part of every checkpoint of the
+adapters, however it is stored: another base does not fit. `merged` gives plain parameters again, to act and to export.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def adapt(
         return policy, params, frozen
     key = jax.random.key(seed)
     trainable, base = split(jax.jit(policy.init)(key) if params is None else params, config, jax.random.fold_in(key, 1))
-    name = fingerprint(base)
+    name = f"base_{fingerprint(base)}"
     return Adapted(policy, config, name), {name: trainable}, {"policy": frozen, "base": {name: base}}
 
 
@@ -137,7 +137,7 @@ class Adapted:
     """A policy of which adapters are trained; see `Policy` for the methods.
 
     Attributes:
-        policy: the policy. config: what is adapted. base: fingerprint of the base.
+        policy: the policy. config: what is adapted. base: the name of the base, which has its fingerprint.
     """
 
     policy: Learner
@@ -169,7 +169,7 @@ def _joined(trainable: Params, base: Params, config: LoRAConfig) -> Params:
     """`join` under the fingerprint that both must carry."""
     (wanted,), (found,) = trainable, base
     if wanted != found:
-        raise UserError(f"the adapters belong to base {wanted}, not to {found}: give the base they belong to")
+        raise UserError(f"the adapters belong to {wanted}, not to {found}: give the base they belong to")
     return join(trainable[wanted], base[found], config)
 
 
