@@ -1,10 +1,13 @@
-"""Collect a dataset of scripted-expert episodes in simulation, or look at a dataset.
+"""Collect a dataset of scripted-expert episodes in simulation, look at one, or take one from or to GEAR (LeRobot v2).
 
     wamjax data collect --config configs/metaworld_joint.py --out runs/demo/data
     wamjax data inspect runs/demo/data
+    wamjax data import-gear droid_gear runs/droid --embodiment droid
+    wamjax data export-gear runs/droid droid_gear --embodiment droid
 
 A collection that was interrupted goes on when the same command is given again; the result is the same, byte
-for byte, for any number of processes and interruptions.
+for byte, for any number of processes and interruptions. An import goes on, too. An embodiment is droid, agibot, yam,
+or a Python file of your own (docs/embodiments.md).
 """
 
 from __future__ import annotations
@@ -17,11 +20,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from wamjax.data.store import EpisodeStore
 
-HELP = "collect a dataset in simulation, or describe one"
+HELP = "collect a dataset in simulation, describe, import or export one"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the two subcommands and their options."""
+    """Declares the subcommands and their options."""
     from wamjax.cli.main import add_config_arguments
 
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -32,12 +35,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     inspect = commands.add_parser("inspect", help="print what a dataset holds")
     inspect.add_argument("data", metavar="DIR", help="dataset folder")
     inspect.add_argument("--verify", action="store_true", help="also read every shard and compare its checksum")
+    for name, verb in (("import-gear", "take over a GEAR dataset"), ("export-gear", "write a GEAR dataset")):
+        gear = commands.add_parser(name, help=verb)
+        gear.add_argument("source", metavar="SOURCE", help="dataset folder to read")
+        gear.add_argument("out", metavar="OUT", help="dataset folder to write")
+        gear.add_argument("--embodiment", required=True, metavar="ROBOT", help="name, dotted module or .py file")
 
 
 def run(args: argparse.Namespace) -> None:
     """Runs the subcommand."""
     if args.command == "collect":
         _collect(args)
+    elif args.command == "import-gear":
+        _import_gear(args)
+    elif args.command == "export-gear":
+        _export_gear(args)
     else:
         _inspect(Path(args.data), args.verify)
 
@@ -56,6 +68,22 @@ def _collect(args: argparse.Namespace) -> None:
         for task, (kept, attempts) in sorted(tasks.items()):
             print(f"{split:<11} {task:<26} {kept:4d} of {attempts} episodes kept")
     print(f"dataset     {args.out}")
+
+
+def _import_gear(args: argparse.Namespace) -> None:
+    from wamjax.data import embodiments, gear
+
+    count = gear.import_dataset(args.source, args.out, embodiments.load(args.embodiment))
+    print(f"dataset     {args.out}: {count} episodes")
+
+
+def _export_gear(args: argparse.Namespace) -> None:
+    from wamjax.data import embodiments, gear_export
+    from wamjax.data.store import EpisodeStore
+
+    store = EpisodeStore(args.source)
+    gear_export.export_dataset(store, args.out, embodiments.load(args.embodiment))
+    print(f"dataset     {args.out}: {len(store)} episodes")
 
 
 def _inspect(folder: Path, verify: bool) -> None:
