@@ -137,7 +137,7 @@ class PolicyAgent:
         chunk = np.asarray(actions[0], np.float32)
         timings["act"] = _milliseconds(began)
         after = dataclasses.replace(episode, rollout=rollout, executed=actions, calls=episode.calls + 1)
-        video = functools.partial(self._video, episode.rollout, batch, key) if self._policy.imagines else None
+        video = functools.partial(self._video, rollout, batch, key) if self._policy.imagines else None
         return Decision(chunk, after, timings, video)
 
     def _observed(self, episode: Episode, observation: Observation) -> Episode:
@@ -165,7 +165,7 @@ class PolicyAgent:
         return self._policy.imagine(params, frozen, rollout, batch, self._policy.draw_act(key, 1))
 
     def _video(self, rollout: RolloutState, batch: Any, key: Array) -> UInt8[np.ndarray, "t h w 3"]:
-        """What the policy expects to see, its views side by side."""
+        """What the policy expects to see, its views side by side, with the memory that `act` left and its noise."""
         views = np.asarray(self._imagine(self._params, self._frozen, rollout, batch, key))[0]
         return np.concatenate(list(views), axis=2)
 

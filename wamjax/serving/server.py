@@ -98,7 +98,9 @@ class PolicyServer:
         """
         self._turn, self._disk, self._idle = asyncio.Lock(), asyncio.Lock(), asyncio.Event()
         self._idle.set()
+        began = time.perf_counter()
         await self._work(warm_up, self._agent, self._config.videos is not None)
+        _log.info("warmed up in %.1f s", _since(began) / 1000)
         server = await self._listen()
         tidying = asyncio.create_task(self._end_idle_sessions())
         ready(next(iter(server.sockets)).getsockname()[1])
