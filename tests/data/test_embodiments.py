@@ -64,6 +64,14 @@ def test_one_file_adds_a_robot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         assert (robot.name, robot.reference, robot.prompt_sha256) == ("mine", (0, 1, 2, 3, 4, 5), None)
 
 
+def test_the_documented_file_is_a_robot(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs/embodiments.md").read_text()
+    path = tmp_path / "my_robot.py"
+    path.write_text(page.split("```python\n")[1].split("```")[0])
+    robot = load(str(path))
+    assert (robot.name, robot.action_size, robot.actions_per_chunk) == ("my_robot", 7, 24)
+
+
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
