@@ -11,9 +11,10 @@ from wamjax.errors import UserError
 
 
 def test_every_file_is_a_robot_of_its_name() -> None:
-    assert names() == ["agibot", "droid", "yam"]
+    assert {"agibot", "droid", "yam"} <= set(names())
     assert [load(name).name for name in names()] == names()
-    assert {load(name).tag: load(name).number for name in names()} == {"oxe_droid": 17, "agibot": 26, "yam": 32}
+    numbers = {load(name).tag: load(name).number for name in ("agibot", "droid", "yam")}
+    assert numbers == {"oxe_droid": 17, "agibot": 26, "yam": 32}
 
 
 def test_droid() -> None:
@@ -75,8 +76,8 @@ def test_the_documented_file_is_a_robot(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        ("drod", "choose agibot, droid, yam"),
-        ("", "choose agibot, droid, yam"),
+        ("drod", "choose agibot, droid"),
+        ("", "choose agibot, droid"),
         ("nowhere.robot", "nowhere"),
         (".relative", "no embodiment"),
         ("..", "no embodiment"),

@@ -160,7 +160,7 @@ def test_verbs(ours: EpisodeStore, tmp_path: Path, capsys: pytest.CaptureFixture
     assert main(["data", "import-gear", str(tmp_path), str(tmp_path / "x"), "--embodiment", "droid"]) == 2
     assert "info.json is missing" in capsys.readouterr().err
     assert main(["data", "export-gear", str(ours.folder), str(tmp_path / "x"), "--embodiment", "drod"]) == 2
-    assert "choose agibot, droid, yam" in capsys.readouterr().err
+    assert "choose agibot, droid" in capsys.readouterr().err
 
 
 def test_several_annotations_are_alternatives(

@@ -21,7 +21,7 @@ PUBLISHED = {
 
 
 def test_the_published_hashes() -> None:
-    assert {name: load(name).prompt_sha256 for name in names()} == PUBLISHED
+    assert {name: load(name).prompt_sha256 for name in PUBLISHED} == PUBLISHED
     assert prompts.NEGATIVE_SHA256 == "38191719adbfd23b3ea32e43dd75423a39d2455b0944b86cfbe82e43e6c0ff25"
 
 
@@ -30,7 +30,9 @@ def test_the_instruction_appears_in_lower_case_wherever_the_template_wants_it() 
     assert template.render("Pick UP the Cup") == "Do pick up the cup The robot does pick up the cup"
     assert template.render("") == "Do  The robot does "
     for name in names():
-        assert prompts.own(load(name)).render("Turn {t} Left").count("turn {t} left") == 2
+        robot = load(name)
+        assert prompts.own(robot).render("Turn {t} Left").count("turn {t} left") == robot.prompt.count("{t}")
+    assert all(load(name).prompt.count("{t}") == 2 for name in PUBLISHED)
 
 
 LITERALS = [
@@ -97,7 +99,7 @@ def test_other_sentences_are_named_with_both_hashes(tmp_path: Path) -> None:
 
 
 def test_our_own_sentences_say_that_they_are_not_the_released_ones() -> None:
-    for name in names():
+    for name in PUBLISHED:
         message = foreign(prompts.own(load(name)), load(name))
         assert message is not None
         assert PUBLISHED[name] in message
