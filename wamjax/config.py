@@ -178,6 +178,8 @@ def _convert_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
     if value is None and type(None) in kinds:
         return None
     candidates = [kind for kind in kinds if kind is not type(None)]
+    if _is_mapping(value) and "kind" in value:
+        return _convert(_named(candidates, value["kind"], where), value, where)
     candidates.sort(key=lambda kind: kind is not type(value))
     for kind in candidates[:-1]:
         try:
@@ -185,6 +187,17 @@ def _convert_union(kinds: tuple[Any, ...], value: Any, where: str) -> Any:
         except UserError:
             continue
     return _convert(candidates[-1], value, where)
+
+
+def _named(candidates: Sequence[Any], kind: Any, where: str) -> Any:
+    """The dataclass whose `kind` field is a Literal of this `kind`."""
+    known: dict[Any, Any] = {}
+    for candidate in filter(dataclasses.is_dataclass, candidates):
+        names = typing.get_args(typing.get_type_hints(candidate).get("kind"))
+        known |= dict.fromkeys(names, candidate)
+    if kind not in known:
+        raise UserError(f"configuration '{where}.kind' must be one of {', '.join(map(repr, known))}, not {kind!r}")
+    return known[kind]
 
 
 def _convert_sequence(arguments: tuple[Any, ...], value: Any, where: str) -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ import pytest
 
 from wamjax.errors import UserError
 from wamjax.flow.matching import interpolate
-from wamjax.flow.samplers import guided, sample
+from wamjax.flow.samplers import ChosenSteps, SimilarSteps, guided, sample
 from wamjax.flow.schedules import TrainingTimes, diffusers_nodes, integer_timestep, shifted, uniform_nodes, wan_nodes
 from wamjax.flow.solvers import SOLVERS, dpmpp, euler, unipc
 
@@ -154,7 +154,78 @@ def test_training_times_and_weights_are_those_of_the_fine_tuners():
     found = jax.jit(table.weight_at)(jnp.array(list(known)) / 1000)
     np.testing.assert_allclose(found, list(known.values()), atol=1e-3)
     assert table.weight.mean() == pytest.approx(1)
-    sigma, weight = jax.jit(lambda key: table.draw(key, (4, 5000)))(jax.random.key(0))
-    np.testing.assert_array_equal(weight, table.weight_at(sigma))
+    sigma = jax.jit(lambda key: table.draw(key, (4, 5000)))(jax.random.key(0))
+    weight = table.weight_at(sigma)
     assert sigma.mean() == pytest.approx(table.sigma.mean(), abs=0.01)
     assert weight.mean() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("alpha", [3.0, 7.0])
+def test_noisy_times_follow_the_beta_distribution(alpha):
+    """DreamZero-Flash: the share of noise r ~ Beta(alpha, 1) picks number floor((1 - r) 1000); E[r] = a / (a + 1)."""
+    table = TrainingTimes.wan()
+    sigma = np.asarray(table.draw(jax.random.key(1), (20_000,), alpha))
+    number = np.searchsorted(-table.sigma.astype(np.float32), -sigma)
+    np.testing.assert_array_equal(table.sigma.astype(np.float32)[number], sigma)
+    share = 1 - number / 1000
+    assert abs(share.mean() - alpha / (alpha + 1)) < 0.005
+    assert abs((share**2).mean() - alpha / (alpha + 2)) < 0.005
+
+
+def counted(reuse, velocities, steps=16):
+    """Which steps of a loop call the model, when it gives the velocities listed, one per call."""
+    calls, table = [], jnp.asarray(velocities)
+
+    def velocity(streams, sigma):
+        jax.debug.callback(lambda s: calls.append(float(s)), sigma["video"][0])
+        # The noise time tells the step: what the model gives depends on it alone.
+        step = jnp.argmin(jnp.abs(jnp.asarray(uniform_nodes(steps)[:-1]) - sigma["video"][0]))
+        return {"video": jnp.broadcast_to(table[step], streams["video"].shape)}
+
+    nodes = uniform_nodes(steps)
+    final = sample(velocity, {"video": jnp.zeros((1, 2))}, {"video": euler(nodes)}, reuse=reuse)
+    jax.block_until_ready(final)
+    jax.effects_barrier()
+    return [int(np.argmin(np.abs(nodes[:-1] - s))) for s in sorted(calls, reverse=True)], final["video"]
+
+
+@pytest.mark.parametrize("chosen", [(0, 1, 2, 7, 12), (0, 1, 2, 6, 10, 13, 14, 15), tuple(range(16))])
+def test_chosen_steps_reuse_the_last_velocity(chosen):
+    velocities = np.random.default_rng(0).standard_normal((16, 2)).astype(np.float32)
+    called, final = counted(ChosenSteps(chosen), velocities)
+    assert tuple(called) == chosen
+    last = [max(c for c in chosen if c <= i) for i in range(16)]
+    np.testing.assert_allclose(final[0], -velocities[last].mean(0), rtol=0, atol=1e-6)
+
+
+def skipped_by_rule(velocities):
+    """The dynamic rule, step by step: 4 steps above 0.95, 2 above 0.93, and the step after a wait always runs."""
+    past, wait, ran = [], 0, []
+    for step in range(16):
+        run = True
+        if len(past) >= 2 and wait > 1:
+            wait, run = wait - 1, False
+        elif len(past) >= 2 and wait == 1:
+            wait = 0
+        elif len(past) >= 2:
+            a, b = past[-1], past[-2]
+            similar = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+            wait = 4 if similar > 0.95 else 2 if similar > 0.93 else 0
+            run = wait == 0
+        if run:
+            past.append(velocities[step])
+            ran.append(step)
+    return ran
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.1, 0.2, 0.25, 0.3, 0.5, 3.0])
+def test_similar_steps_follow_the_dynamic_rule(spread):
+    turn = spread * np.random.default_rng(4).standard_normal(16)
+    velocities = np.stack([np.cos(turn), np.sin(turn)], axis=1).astype(np.float32)
+    called, _ = counted(SimilarSteps(), velocities)
+    assert called == skipped_by_rule(velocities)
+
+
+def test_the_first_step_cannot_be_left_out():
+    with pytest.raises(UserError, match="begin with 0"):
+        ChosenSteps((1, 2))

@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from wamjax import config as configuration
-from wamjax.data.pipeline import ClipConfig, batches
-from wamjax.data.store import EpisodeStore
-from wamjax.data.video import decode
+from wamjax.cli._systems import SYSTEMS, System
+from wamjax.data.pipeline import ClipConfig
 from wamjax.errors import UserError
 from wamjax.evaluation.collect import CollectConfig
 from wamjax.evaluation.runner import Trials
-from wamjax.policies.contract import SampleShapes
-from wamjax.policies.small_wam import SmallWAM, SmallWAMConfig
+from wamjax.policies.contract import Policy, SampleShapes
+from wamjax.policies.dreamzero.config import DreamZeroConfig
+from wamjax.policies.small_wam import SmallWAMConfig
 from wamjax.sharding.mesh import MeshConfig
 from wamjax.training.checkpoint import Checkpoints
-from wamjax.training.loop import Batches, TrainConfig
+from wamjax.training.loop import TrainConfig
+from wamjax.training.lora import merged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +49,16 @@ class Experiment:
 
     Attributes:
         name: the variant, as it appears in reports.
-        policy, clip, train, mesh: what is trained, on which samples, how and where.
+        policy, train, mesh: what is trained, how and where.
+        clip: on which samples, where the policy does not say so itself (SmallWAM).
+        weights: folder of pretrained networks (published, or from `wamjax import`) to begin with; empty for none.
         collect: how the dataset is made. evaluation: how the policy is tried out.
     """
 
     name: str
-    policy: SmallWAMConfig
-    clip: ClipConfig
+    policy: SmallWAMConfig | DreamZeroConfig
+    clip: ClipConfig | None = None
+    weights: str = ""
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
     collect: CollectConfig = CollectConfig()
@@ -68,57 +71,15 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
     return configuration.build(Experiment, configuration.override(complete, overrides))
 
 
+def system(experiment: Experiment) -> System:
+    """How the experiment's policy meets a dataset."""
+    return SYSTEMS[type(experiment.policy)]
+
+
 def trials(experiment: Experiment, seed_set: str) -> Trials:
     """The closed-loop episodes of an experiment on a named set of seeds."""
     options = dataclasses.asdict(experiment.evaluation)
     return Trials(experiment.collect.tasks, experiment.collect.environment, seed_set, **options)
-
-
-def loader(store: EpisodeStore, experiment: Experiment, policy: SmallWAM) -> Batches:
-    """The training batches of an experiment, as the loop asks for them."""
-
-    def start(step: int, rows: slice) -> Any:
-        return batches(
-            store,
-            experiment.clip,
-            batch_size=experiment.train.batch_size,
-            seed=experiment.train.seed,
-            tokenize=policy.tokenize,
-            start_step=step,
-            rows=rows,
-        )
-
-    return start
-
-
-def sample_shapes(store: EpisodeStore, clip: ClipConfig) -> SampleShapes:
-    """Sizes of one sample, read off a first batch (which also checks cameras and fields)."""
-    batch = next(batches(store, clip, batch_size=1, seed=0, tokenize=lambda text: np.zeros(1, np.float32), threads=1))
-    return SampleShapes.of(batch)
-
-
-def statistics(store: EpisodeStore, clip: ClipConfig) -> dict[str, dict[str, np.ndarray]]:
-    """The dataset's statistics of a policy's state (its fields joined) and actions."""
-    every = store.statistics
-
-    def joined(fields: tuple[str, ...]) -> dict[str, np.ndarray]:
-        names = ("mean", "std", "min", "max", "q01", "q99")
-        return {name: np.concatenate([np.ravel(every[field][name]) for field in fields]) for name in names}
-
-    return {"state": joined(clip.state), "action": joined((clip.action,))}
-
-
-def codec_frames(store: EpisodeStore, clip: ClipConfig, count: int = 1024) -> np.ndarray:
-    """Evenly spread training frames of all cameras (n, h, w, 3), to fit a frame codec on."""
-    episodes = np.unique(np.linspace(0, len(store) - 1, min(count, len(store))).astype(int))
-    each = max(1, count // len(episodes))
-    frames = []
-    for index in episodes:
-        videos = store[int(index)].videos
-        for camera in clip.cameras:
-            chosen = np.unique(np.linspace(0, videos[camera].frames - 1, each).astype(int))
-            frames.append(decode(videos[camera], chosen))
-    return np.concatenate(frames)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +92,7 @@ class Trained:
     """
 
     experiment: Experiment
-    policy: SmallWAM
+    policy: Policy
     params: Any
     frozen: Any
     step: int
@@ -152,8 +113,9 @@ def trained(run: str | Path, overrides: Iterable[str] = ()) -> Trained:
         raise UserError(f"{folder} has no finished checkpoint yet: let `wamjax train` run until its first one")
     meta = checkpoints.meta(step)
     experiment = configuration.build(Experiment, configuration.override(meta["config"], overrides))
-    policy = SmallWAM(experiment.policy, configuration.build(SampleShapes, meta["shapes"]))
+    policy = system(experiment).policy(experiment, configuration.build(SampleShapes, meta["shapes"]))
     params, frozen = checkpoints.params(step)
+    params, frozen = merged(params, frozen, experiment.train.lora)
     checkpoints.close()
     _check_structure(params, jax.eval_shape(policy.init, jax.random.key(0)), checkpoints.path(step))
     return Trained(experiment, policy, params, frozen, step)

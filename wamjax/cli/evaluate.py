@@ -80,7 +80,8 @@ def _closed_loop(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     images = args.images
     if not args.actor:
         actor = PolicyActor(loaded.policy, loaded.params, loaded.frozen, trials.execute, trials.sampling_seed)
-        images = "zero" if experiment.clip.images == "zero" else args.images  # trained blind, tried out blind
+        blind = experiment.clip is not None and experiment.clip.images == "zero"
+        images = "zero" if blind else args.images  # trained blind, tried out blind
     return evaluate(actor, trials, variant=variant, images=images, processes=args.processes, store=store, out=out)
 
 

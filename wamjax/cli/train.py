@@ -29,8 +29,6 @@ def run(args: argparse.Namespace) -> None:
     from wamjax.cli import _experiment
     from wamjax.data.files import write_json
     from wamjax.data.store import EpisodeStore
-    from wamjax.networks.stream_transformer import PARTITIONS
-    from wamjax.policies.small_wam import SmallWAM
     from wamjax.sharding.mesh import make_mesh
     from wamjax.training.checkpoint import fingerprint
     from wamjax.training.host_memory import keep_freed_memory
@@ -48,24 +46,24 @@ def run(args: argparse.Namespace) -> None:
             print(f"{out} is finished: {experiment.train.steps} steps; see {out / 'summary.json'}")
             return
     write_json(out / "config.json", resolved)
-    policy = SmallWAM(experiment.policy, _experiment.sample_shapes(store, experiment.clip))
-    frozen = policy.freeze(
-        _experiment.codec_frames(store, experiment.clip), _experiment.statistics(store, experiment.clip)
-    )
+    system = _experiment.system(experiment)
+    policy = system.policy(experiment, system.shapes(experiment, store))
+    frozen = system.frozen(experiment, store, policy)
     source["frozen"] = fingerprint(frozen)
     validation = None
     if "validation" in store.splits:
-        validation = _experiment.loader(EpisodeStore(args.data, "validation"), experiment, policy)
+        validation = system.loader(experiment, EpisodeStore(args.data, "validation"), policy)
     mesh = make_mesh(experiment.mesh)
     summary = train(
         policy,
         frozen,
         experiment.train,
         mesh=mesh,
-        rules=PARTITIONS,
-        batches=_experiment.loader(store, experiment, policy),
+        rules=system.rules,
+        batches=system.loader(experiment, store, policy),
         validation=validation,
         run=out,
+        initial=system.initial(experiment, policy),
         meta={"config": resolved, "shapes": configuration.to_dict(policy.shapes), "source": source},
     )
     write_json(out / "summary.json", summary)

@@ -12,9 +12,8 @@ from typing import Any
 
 import jax
 
-from wamjax.networks.stream_transformer import StreamTransformer
 from wamjax.nn.tokens import TokenPlan
-from wamjax.policies.contract import Pass
+from wamjax.policies.contract import Counted, Pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,21 +47,11 @@ class Flops:
         return self.matmul + self.attention_executed
 
 
-def forward(network: StreamTransformer, plan: TokenPlan, queries: int) -> Flops:
+def forward(network: Counted, plan: TokenPlan, queries: int) -> Flops:
     """One sample's forward pass over the plan's last `queries` tokens."""
-    stack, streams = network.stack, {stream.name: stream for stream in network.streams}
-    inner = stack.heads * stack.head_dim
-    matmul, start = 0.0, plan.length - queries
-    position = 0
-    for group in plan.groups:
-        computed = group.length if position >= start else 0
-        position += group.length
-        stream, expert = streams[group.stream], stack.experts[group.expert]
-        block = 4 * inner * expert.width + 2 * expert.width * expert.mlp
-        matmul += 2 * computed * stack.layers * block
-        matmul += 2 * computed * (stream.channels + stream.outputs) * expert.width
-    pair = 4 * inner * stack.layers
-    return Flops(matmul, pair * plan.pairs(queries), pair * queries * plan.length)
+    stack = network.stack
+    pair = 4 * stack.heads * stack.head_dim * stack.layers
+    return Flops(2 * network.products(plan, queries), pair * plan.pairs(queries), pair * queries * plan.length)
 
 
 def of_passes(passes: Iterable[Pass]) -> Flops:

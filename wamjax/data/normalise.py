@@ -34,15 +34,15 @@ Statistics = dict[str, dict[str, dict[str, list[float]]]]
 
 @dataclass(frozen=True)
 class Bounds:
-    """1 % and 99 % quantiles of every number of a vector, in the units of the dataset."""
+    """1 % and 99 % quantiles of every number of a vector, in the units of the dataset; numbers, or arrays (a)."""
 
-    low: tuple[float, ...]
-    high: tuple[float, ...]
+    low: tuple[float, ...] | Array
+    high: tuple[float, ...] | Array
 
 
 @dataclass(frozen=True)
 class Normalisation:
-    """One robot's way from recorded to normalised numbers; hashable, so that compiled functions may close over it.
+    """One robot's way from recorded to normalised numbers.
 
     Attributes:
         state, action: the bounds of either vector (of relative actions where they are relative).
@@ -115,15 +115,15 @@ def normalisation(embodiment: Embodiment, statistics: Mapping[str, Any]) -> Norm
 
 def normalise(x: Float[Array, "*b a"], bounds: Bounds) -> Float[Array, "*b a"]:
     """2 (x - low) / (high - low) - 1, or x where high = low; then cut off to [-1, 1]."""
-    low, high = np.asarray(bounds.low, np.float32), np.asarray(bounds.high, np.float32)
+    low, high = jnp.asarray(bounds.low, jnp.float32), jnp.asarray(bounds.high, jnp.float32)
     constant = low == high
-    scaled = 2 * ((x - low) / np.where(constant, 1, high - low)) - 1
+    scaled = 2 * ((x - low) / jnp.where(constant, 1, high - low)) - 1
     return jnp.where(constant, x, scaled).clip(-1, 1)
 
 
 def denormalise(x: Float[Array, "*b a"], bounds: Bounds) -> Float[Array, "*b a"]:
     """(x + 1) / 2 (high - low) + low; not cut off. Where high = low that is their value, whatever x is."""
-    low, high = np.asarray(bounds.low, np.float32), np.asarray(bounds.high, np.float32)
+    low, high = jnp.asarray(bounds.low, jnp.float32), jnp.asarray(bounds.high, jnp.float32)
     return (x + 1) / 2 * (high - low) + low
 
 

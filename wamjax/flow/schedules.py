@@ -59,10 +59,11 @@ class TrainingTimes:
         bell -= bell.min()
         return cls(sigma, bell * count / bell.sum())
 
-    def draw(self, key: Array, shape: tuple[int, ...]) -> tuple[Float[Array, "*b"], Float[Array, "*b"]]:
-        """Noise times drawn evenly from the table, and their weights."""
-        number = jax.random.randint(key, shape, 0, len(self.sigma))
-        return jnp.asarray(self.sigma, jnp.float32)[number], jnp.asarray(self.weight, jnp.float32)[number]
+    def draw(self, key: Array, shape: tuple[int, ...], alpha: float = 1.0) -> Float[Array, "*b"]:
+        """Noise times of the table: evenly, or mostly noisy ones for `alpha` > 1, their rank being Beta(alpha, 1)."""
+        share = (1 - jax.random.uniform(key, shape)) ** (1 / alpha)
+        number = jnp.minimum((1 - share) * len(self.sigma), len(self.sigma) - 1).astype(int)
+        return jnp.asarray(self.sigma, jnp.float32)[number]
 
     def weight_at(self, sigma: Float[Array, "*b"]) -> Float[Array, "*b"]:
         """The weight of the nearest noise time of the table."""

@@ -51,15 +51,22 @@ class PatchCodec:
 
     def encode(self, params: Params, frames: UInt8[Array, "*b h w 3"]) -> Float[Array, "*b y x c"]:
         """Latents of uint8 frames; y = h / patch, x = w / patch."""
-        return (self._patches(_unit(frames, jnp)) - params["mean"]) @ params["encode"]
+        return self.encode_pixels(params, _unit(frames, jnp))
+
+    def encode_pixels(self, params: Params, pixels: Float[Array, "*b h w 3"]) -> Float[Array, "*b y x c"]:
+        """Latents of frames in [-1, 1]."""
+        return (self._patches(pixels) - params["mean"]) @ params["encode"]
 
     def decode(self, params: Params, latents: Float[Array, "*b y x c"]) -> UInt8[Array, "*b h w 3"]:
         """Frames of latents, rounded and clipped to uint8."""
+        return jnp.clip(jnp.round((self.decode_pixels(params, latents) + 1) * 127.5), 0, 255).astype(jnp.uint8)
+
+    def decode_pixels(self, params: Params, latents: Float[Array, "*b y x c"]) -> Float[Array, "*b h w 3"]:
+        """Frames of latents, in [-1, 1] or a little beyond."""
         *batch, y, x, _ = latents.shape
         patches = latents @ params["decode"] + params["mean"]
         pixels = patches.reshape(*batch, y, x, self.patch, self.patch, 3)
-        frames = jnp.moveaxis(pixels, -4, -3).reshape(*batch, y * self.patch, x * self.patch, 3)
-        return jnp.clip(jnp.round((frames + 1) * 127.5), 0, 255).astype(jnp.uint8)
+        return jnp.moveaxis(pixels, -4, -3).reshape(*batch, y * self.patch, x * self.patch, 3)
 
     def _patches(self, frames: Array) -> Array:
         *batch, h, w, c = frames.shape

@@ -94,6 +94,18 @@ class StreamTransformer(nn.Module):
                 outputs[stream.name] = self._read(stream, tokens[stream.expert][:, first : first + stream.length])
         return outputs, cache
 
+    def products(self, plan: TokenPlan, queries: int) -> float:
+        """Multiply-adds with weights of one sample's pass over the plan's last `queries` tokens."""
+        stack, streams = self.stack, {stream.name: stream for stream in self.streams}
+        inner, total, position = stack.heads * stack.head_dim, 0.0, 0
+        for group in plan.groups:
+            computed = group.length if position >= plan.length - queries else 0
+            position += group.length
+            stream, expert = streams[group.stream], stack.experts[group.expert]
+            block = 4 * inner * expert.width + 2 * expert.width * expert.mlp
+            total += computed * (stack.layers * block + (stream.channels + stream.outputs) * expert.width)
+        return total
+
     def _embed(self, stream: Stream, x: Array) -> Array:
         width = self.stack.experts[stream.expert].width
         position = self.param(f"position_{stream.name}", nn.initializers.normal(0.02), (stream.length, width))

@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from wamjax.errors import UserError
-from wamjax.networks.stream_transformer import StreamTransformer
+from wamjax.nn.stack import StackConfig
 from wamjax.nn.tokens import TokenPlan
 
 Params = Any
@@ -32,25 +32,16 @@ class Draws:
     """Everything random of one training step or one action.
 
     Attributes:
-        sigma: noise time (b,) of each stream; empty when sampling.
-        noise: standard normal (b, n, c) of each stream.
+        sigma: noise times of each stream, one per sample (b,) or per token or frame (b, n); empty when sampling.
+        noise: standard normal, of each stream's shape.
     """
 
-    sigma: dict[str, Float[Array, " b"]]
-    noise: dict[str, Float[Array, "b n c"]]
+    sigma: dict[str, Float[Array, "b ..."]]
+    noise: dict[str, Float[Array, "b ..."]]
 
 
-@struct.dataclass
-class RolloutState:
-    """What a policy remembers of its sessions; every leaf leads with the session axis.
-
-    Attributes:
-        language: encoded instruction.
-        executed: actions executed so far.
-    """
-
-    language: Float[Array, "b l"]
-    executed: Int[Array, " b"]
+RolloutState = Any
+"""What a policy remembers of its sessions: a tree of its own, every leaf of which leads with the session axis."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +69,20 @@ class SampleShapes:
         return cls(views, height, width, times - 1, horizon, batch["state"].shape[-1], action)
 
 
+class Counted(Protocol):
+    """A network whose operations can be counted.
+
+    Attributes:
+        stack: its blocks' shape.
+    """
+
+    @property
+    def stack(self) -> StackConfig: ...
+
+    def products(self, plan: TokenPlan, queries: int) -> float:
+        """Multiply-adds of a forward pass over the plan's last tokens, without attention among the plan's tokens."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Pass:
     """One kind of forward pass through a network, for counting.
@@ -90,7 +95,7 @@ class Pass:
         trained: whether a backward pass follows.
     """
 
-    network: StreamTransformer
+    network: Counted
     plan: TokenPlan
     queries: int
     repeats: int = 1

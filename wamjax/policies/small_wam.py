@@ -10,12 +10,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from flax import struct
+from jaxtyping import Array, Float, Int, UInt8
 
 from wamjax.flow.matching import Prediction, interpolate, prediction, uniform_sigma
 from wamjax.flow.samplers import Streams, sample
@@ -26,7 +27,7 @@ from wamjax.networks.patch_codec import PatchCodec
 from wamjax.networks.stream_transformer import Stream, StreamTransformer
 from wamjax.nn.stack import Cache, Expert, StackConfig, extended
 from wamjax.nn.tokens import Group, TokenIds, TokenPlan
-from wamjax.policies.contract import Batch, Draws, Encoded, Params, Pass, RolloutState, SampleShapes, require
+from wamjax.policies.contract import Batch, Draws, Encoded, Params, Pass, SampleShapes, require
 from wamjax.policies.paradigms import Paradigm, Phases, paradigm
 
 CONTEXT = ("language", "state", "observation")
@@ -68,6 +69,20 @@ class SmallWAMConfig:
     sampling_steps: int = 6
     imagination_steps: int = 1
     remat: tuple[str, ...] | None = None
+    kind: Literal["small_wam"] = "small_wam"
+
+
+@struct.dataclass
+class Session:
+    """What the policy remembers of its sessions.
+
+    Attributes:
+        language: encoded instruction.
+        executed: actions executed so far.
+    """
+
+    language: Float[Array, "b l"]
+    executed: Int[Array, " b"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,15 +232,13 @@ class SmallWAM:
 
     # ---- acting ----
 
-    def reset(self, params: Params, frozen: Params, observation: Batch) -> RolloutState:
+    def reset(self, params: Params, frozen: Params, observation: Batch) -> Session:
         """Starts one session per row of the observation."""
         del params, frozen
         language = observation["language"]
-        return RolloutState(language=language, executed=jnp.zeros(language.shape[0], jnp.int32))
+        return Session(language=language, executed=jnp.zeros(language.shape[0], jnp.int32))
 
-    def observe(
-        self, params: Params, frozen: Params, state: RolloutState, frames: Array | None, executed: Array
-    ) -> RolloutState:
+    def observe(self, params: Params, frozen: Params, state: Session, frames: Array | None, executed: Array) -> Session:
         """Counts the executed actions (b, e, a). The policy has no memory of frames before the current one."""
         del params, frozen, frames
         return dataclasses.replace(state, executed=state.executed + executed.shape[1])
@@ -240,11 +253,11 @@ class SmallWAM:
         self,
         params: Params,
         frozen: Params,
-        state: RolloutState,
+        state: Session,
         observation: Batch,
         draws: Draws,
         prefix: Float[Array, "b p a"] | None = None,
-    ) -> tuple[Float[Array, "b h a"], RolloutState]:
+    ) -> tuple[Float[Array, "b h a"], Session]:
         """Denoises what the paradigm needs for an action chunk, in the robot's units."""
         known = {} if prefix is None else {"action": self._known_actions(frozen, prefix)}
         sampled = self._sample(
@@ -258,7 +271,7 @@ class SmallWAM:
         return bool(self._paradigm.imagine)
 
     def imagine(
-        self, params: Params, frozen: Params, state: RolloutState, observation: Batch, draws: Draws
+        self, params: Params, frozen: Params, state: Session, observation: Batch, draws: Draws
     ) -> UInt8[Array, "b v t h w 3"]:
         """Denoises the future frames and decodes them."""
         require(self.imagines, f"the paradigm '{self.config.paradigm}' has no video to imagine")
@@ -343,7 +356,7 @@ class SmallWAM:
         self,
         params: Params,
         frozen: Params,
-        state: RolloutState,
+        state: Session,
         observation: Batch,
         phases: Phases,
         steps: int,

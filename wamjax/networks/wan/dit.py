@@ -86,6 +86,22 @@ class WanDiTConfig:
         pairs = self.width // self.heads // 2
         return pairs - 2 * (pairs // 3), pairs // 3, pairs // 3
 
+    def stack(self, precision: Precision = Precision()) -> StackConfig:
+        """Shape of the blocks."""
+        expert = WanExpert(self.width, self.mlp, bool(self.image), precision)
+        return StackConfig(self.layers, self.heads, self.width // self.heads, (expert,), self.remat)
+
+    def products(self, tokens: int, prompt: bool = True) -> float:
+        """Multiply-adds of a pass over so many tokens, without self-attention: weights, and cross-attention.
+
+        Args:
+            tokens: computed.
+            prompt: whether keys and values of prompt and image are computed too.
+        """
+        seen = self.text_length + (self.image_positions or 257) * bool(self.image)
+        block = tokens * 2 * (3 * self.width + self.mlp + seen) * self.width + prompt * seen * 2 * self.width**2
+        return self.layers * block + tokens * int(np.prod(self.patch)) * (self.inputs + self.outputs) * self.width
+
 
 _14B = WanDiTConfig(width=5120, mlp=13_824, heads=40, layers=40)
 WAN_DITS = {
@@ -164,6 +180,7 @@ class WanDiT(nn.Module):
         grid = self.grid(latents)
         ids, position = clip_ids(grid, latents.shape[0], timestep), grid_positions(grid)
         plan = TokenPlan.from_rule([Group("video", ids.time.shape[1])], lambda q, k: True)
+        image = self._image(image) if self.config.image else None
         condition = self.condition(timestep, rotation(position, self.config.pairs), text, image)
         tokens, _ = self.run(self.embed(latents), condition, ids, plan)
         return self.unpatch(self.read(tokens, condition, ids), grid)
@@ -175,21 +192,27 @@ class WanDiT(nn.Module):
         level = self.time_out(jax.nn.silu(self.time_in(sinusoid(timestep, self.config.frequencies))))
         islands = self.precision.islands
         rows = self.time_rows(jax.nn.silu(level)).astype(islands)
-        text, image = (None, None) if text is None else self.prompt(text, image)
+        text = None if text is None else self.embed_text(text)
+        image = None if image is None else self.embed_image(image)
         return WanCondition(rows, level.astype(islands), turned, text, image)
 
-    def prompt(self, text: Array, image: Array | None = None) -> tuple[Array, Array | None]:
-        """The embedded prompt and, where the network reads one, the embedded image."""
-        compute = self.precision.compute
-        text = jnp.pad(text, ((0, 0), (0, self._padding(text)), (0, 0))).astype(compute)
-        embedded = self.text_out(jax.nn.gelu(self.text_in(text), approximate=True))
-        return embedded, self.image_embedding(self._image(image).astype(compute)) if self.config.image else None
+    def embed_text(self, text: Float[Array, "b l e"]) -> Float[Array, "b l d"]:
+        """A prompt's features as blocks see them; padding is seen too."""
+        text = jnp.pad(text, ((0, 0), (0, self._padding(text)), (0, 0))).astype(self.precision.compute)
+        return self.text_out(jax.nn.gelu(self.text_in(text), approximate=True))
 
-    def remember(self, text: Array, image: Array | None = None) -> Memory:
-        """Keys and values of a prompt and an image in all blocks, (layers, b, l, k, h): for `run`."""
-        nothing = jnp.zeros((text.shape[0], 0))
-        condition = WanCondition(nothing, nothing, (nothing, nothing), *self.prompt(text, image))
-        return remember(self, self._stack, {0: condition})[0]
+    def embed_image(self, image: Float[Array, "b i f"]) -> Float[Array, "b i d"]:
+        """An image's features as blocks see them."""
+        return self.image_embedding(self._image(image).astype(self.precision.compute))
+
+    def remember(self, text: Array | None = None, image: Array | None = None) -> Memory:
+        """Keys and values of a prompt, an image or both in all blocks, (layers, b, l, k, h) each: for `run`."""
+        given = text if text is not None else image
+        if given is None:
+            raise ValueError("give a prompt, an image or both to remember")
+        nothing = jnp.zeros((given.shape[0], 0))
+        embedded = (None if x is None else how(x) for how, x in ((self.embed_text, text), (self.embed_image, image)))
+        return remember(self, self.stack, {0: WanCondition(nothing, nothing, (nothing, nothing), *embedded)})[0]
 
     def embed(self, latents: Latents) -> Float[Array, "b n d"]:
         """One token per patch, frame by frame and row by row."""
@@ -218,7 +241,7 @@ class WanDiT(nn.Module):
             memory: what `remember` made of prompt and image, where the condition does not hold them.
         """
         memories = None if memory is None else {0: memory}
-        tokens_of, new = run_blocks(self, self._stack, {0: tokens}, {0: condition}, ids, plan, cache, memories)
+        tokens_of, new = run_blocks(self, self.stack, {0: tokens}, {0: condition}, ids, plan, cache, memories)
         return tokens_of[0], new
 
     def read(self, tokens: Float[Array, "b n d"], condition: WanCondition, ids: TokenIds) -> Float[Array, "b n o"]:
@@ -235,10 +258,9 @@ class WanDiT(nn.Module):
         return x.reshape(-1, t * pt, h * ph, w * pw, self.config.outputs)
 
     @property
-    def _stack(self) -> StackConfig:
-        c = self.config
-        expert = WanExpert(c.width, c.mlp, bool(c.image), self.precision)
-        return StackConfig(c.layers, c.heads, c.width // c.heads, (expert,), c.remat)
+    def stack(self) -> StackConfig:
+        """Shape of the blocks."""
+        return self.config.stack(self.precision)
 
     def grid(self, latents: Latents) -> tuple[int, int, int]:
         """Frames, rows and columns of the tokens of a clip; a UserError for one that the network cannot read."""

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from wamjax.networks.wan.dit import Latents, Precision, WanCondition, WanDiT, WanDiTConfig, grid_positions
 from wamjax.nn.rope import rotation
-from wamjax.nn.stack import Cache, Memory
+from wamjax.nn.stack import Cache, Memory, StackConfig
 from wamjax.nn.tokens import Group, TokenIds, TokenPlan
 from wamjax.policies.codecs import ActionEncoder, CategoryMLP
 
@@ -226,15 +226,15 @@ class DreamZeroNetwork(nn.Module):
             jnp.concatenate([x.video, x.woven(blocks, frame)], axis=1)
             for x in self._turned(grid, jnp.zeros(1, int), blocks)
         )
-        condition = self.dit.condition(levels, (cos, sin), text, image)
+        condition = self.dit.condition(levels, (cos, sin), text, image if self.config.dit.image else None)
         noisy = self._tokens(clip.noisy, robot).woven(blocks, frame)
         tokens = jnp.concatenate([self.dit.embed(clip.clean), noisy], axis=1)
         tokens, _ = self.dit.run(tokens, condition, ids, plan)
         parts = Parts.unwoven(tokens[:, frames * frame :], blocks, self.config.block_actions, frame)
         return self._read(parts, level, condition, grid, robot)
 
-    def remember(self, text: Float[Array, "b l e"], image: Float[Array, "b i f"] | None = None) -> Memory:
-        """Keys and values of prompt and image in all blocks: once per instruction."""
+    def remember(self, text: Array | None = None, image: Array | None = None) -> Memory:
+        """Keys and values of a prompt, or of the first frame's image, in all blocks: computed once for all steps."""
         return self.dit.remember(text, image)
 
     def commit(self, latents: Latents, start: Int[Array, " b"], memory: Memory, past: Past | None = None) -> Cache:
@@ -283,6 +283,15 @@ class DreamZeroNetwork(nn.Module):
         condition = self.dit.condition(jnp.concatenate([timestep, robot.timestep], axis=1), (cos, sin))
         tokens, _ = self.dit.run(self._tokens(latents, robot).woven(1), condition, ids, plan, past.cache, memory)
         return self._read(Parts.unwoven(tokens, 1, self.config.block_actions), level, condition, grid, robot)
+
+    @property
+    def stack(self) -> StackConfig:
+        """Shape of the blocks."""
+        return self.config.dit.stack(self.precision)
+
+    def products(self, plan: TokenPlan, queries: int) -> float:
+        """See `wamjax.policies.contract.Counted`; the codecs' few tokens are left out."""
+        return self.config.dit.products(queries, prompt=queries == plan.length)
 
     def _tokens(self, latents: Latents, robot: Robot) -> Parts:
         """Noisy frames, actions and states as tokens."""

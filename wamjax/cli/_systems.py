@@ -1,0 +1,180 @@
+"""How policies of every kind meet a dataset: their samples, their frozen parameters, what they see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from wamjax.data.chunks import ChunkConfig, chunk_batches
+from wamjax.data.normalise import dataset_statistics
+from wamjax.data.pipeline import batches
+from wamjax.data.store import EpisodeStore
+from wamjax.data.video import decode
+from wamjax.errors import UserError
+from wamjax.interop.checkpoint import load
+from wamjax.networks.stream_transformer import PARTITIONS as SMALL_PARTITIONS
+from wamjax.networks.wan.dit import PARTITIONS as WAN_PARTITIONS
+from wamjax.policies.contract import Params, Policy, SampleShapes
+from wamjax.policies.dreamzero.config import DreamZeroConfig
+from wamjax.policies.dreamzero.policy import DreamZero
+from wamjax.policies.small_wam import SmallWAM, SmallWAMConfig
+from wamjax.sharding.mesh import Rules
+from wamjax.training.loop import Batches
+
+if TYPE_CHECKING:
+    from wamjax.cli._experiment import Experiment
+
+
+class System(Protocol):
+    """What a kind of policy makes of an experiment and a dataset.
+
+    Attributes:
+        rules: where its parameters lie on a mesh.
+    """
+
+    @property
+    def rules(self) -> Rules: ...
+
+    def shapes(self, experiment: Experiment, store: EpisodeStore) -> SampleShapes:
+        """Sizes of a sample of the dataset."""
+
+    def policy(self, experiment: Experiment, shapes: SampleShapes) -> Policy:
+        """The policy for such samples."""
+
+    def loader(self, experiment: Experiment, store: EpisodeStore, policy: Any) -> Batches:
+        """Its training batches, as the loop asks for them."""
+
+    def frozen(self, experiment: Experiment, store: EpisodeStore, policy: Any) -> Params:
+        """Its frozen parameters."""
+
+    def initial(self, experiment: Experiment, policy: Any) -> Params | None:
+        """Trainable parameters to begin with; None for random ones."""
+
+    def sees(self, experiment: Experiment) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Cameras in the order of the views, and the fields of its state."""
+
+
+class SmallWAMSystem:
+    """Clips around single steps."""
+
+    rules = SMALL_PARTITIONS
+
+    def shapes(self, experiment: Experiment, store: EpisodeStore) -> SampleShapes:
+        """See `System`; read off a first batch, which also checks cameras and fields."""
+        options: dict[str, Any] = {"tokenize": lambda text: np.zeros(1, np.float32), "threads": 1}
+        return SampleShapes.of(next(batches(store, _clip(experiment), batch_size=1, seed=0, **options)))
+
+    def policy(self, experiment: Experiment, shapes: SampleShapes) -> SmallWAM:
+        """See `System`."""
+        config: Any = experiment.policy
+        return SmallWAM(config, shapes)
+
+    def loader(self, experiment: Experiment, store: EpisodeStore, policy: SmallWAM) -> Batches:
+        """See `System`."""
+        options: dict[str, Any] = {"batch_size": experiment.train.batch_size, "seed": experiment.train.seed}
+        options["tokenize"] = policy.tokenize
+        return lambda step, rows: batches(store, _clip(experiment), start_step=step, rows=rows, **options)
+
+    def frozen(self, experiment: Experiment, store: EpisodeStore, policy: SmallWAM) -> Params:
+        """See `System`."""
+        clip, every = _clip(experiment), store.statistics
+
+        def joined(fields: tuple[str, ...]) -> dict[str, np.ndarray]:
+            names = ("mean", "std", "min", "max", "q01", "q99")
+            return {name: np.concatenate([np.ravel(every[field][name]) for field in fields]) for name in names}
+
+        statistics = {"state": joined(clip.state), "action": joined((clip.action,))}
+        return policy.freeze(sample_frames(store, clip.cameras), statistics)
+
+    def initial(self, experiment: Experiment, policy: SmallWAM) -> None:
+        """See `System`: always random."""
+
+    def sees(self, experiment: Experiment) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """See `System`."""
+        return _clip(experiment).cameras, _clip(experiment).state
+
+
+class DreamZeroSystem:
+    """Chunks of actions and their frames; pretrained networks where the experiment names them."""
+
+    rules = WAN_PARTITIONS
+
+    def shapes(self, experiment: Experiment, store: EpisodeStore) -> SampleShapes:
+        """See `System`."""
+        options: dict[str, Any] = {"tokenize": lambda text: np.zeros(1, np.float32), "threads": 1}
+        height, width = next(self._batches(experiment, store, batch_size=1, seed=0, **options))["frames"].shape[3:5]
+        policy = DreamZero(self._config(experiment), len(_robot(experiment).cameras), height, width)
+        return policy.shapes
+
+    def policy(self, experiment: Experiment, shapes: SampleShapes) -> DreamZero:
+        """See `System`."""
+        return DreamZero(self._config(experiment), shapes.views, shapes.height, shapes.width)
+
+    def loader(self, experiment: Experiment, store: EpisodeStore, policy: DreamZero) -> Batches:
+        """See `System`."""
+        options: dict[str, Any] = {"batch_size": experiment.train.batch_size, "seed": experiment.train.seed}
+        options["tokenize"] = policy.tokenize
+        return lambda step, rows: self._batches(experiment, store, start_step=step, rows=rows, **options)
+
+    def frozen(self, experiment: Experiment, store: EpisodeStore, policy: DreamZero) -> Params:
+        """See `System`."""
+        parts = {"frames": "vae", "text": "text_encoder", "image": "image_encoder"}
+        wanted = {ours: theirs for ours, theirs in parts.items() if ours in policy.pretrained}
+        if wanted and not experiment.weights:
+            raise UserError(f"the policy reads through a pretrained {', '.join(wanted.values())}: set weights=FOLDER")
+        given = {ours: load(experiment.weights, theirs).params for ours, theirs in wanted.items()}
+        frames = sample_frames(store, policy.embodiment.cameras)
+        return policy.freeze(frames, dataset_statistics(store, policy.embodiment), given)
+
+    def initial(self, experiment: Experiment, policy: DreamZero) -> Params | None:
+        """See `System`; what a Wan transformer lacks (codecs, and the image branch of 5B) is random."""
+        if not experiment.weights:
+            return None
+        from wamjax.interop.dreamzero import initial
+
+        return initial(policy, Path(experiment.weights), experiment.train.seed)
+
+    def sees(self, experiment: Experiment) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """See `System`."""
+        robot = _robot(experiment)
+        return robot.cameras, tuple(field.name for field in robot.state)
+
+    def _config(self, experiment: Experiment) -> DreamZeroConfig:
+        config: Any = experiment.policy
+        return config
+
+    def _batches(self, experiment: Experiment, store: EpisodeStore, **options: Any) -> Any:
+        robot = _robot(experiment)
+        return chunk_batches(store, robot, ChunkConfig.of(robot, self._config(experiment).blocks), **options)
+
+
+SYSTEMS: Mapping[type, System] = {SmallWAMConfig: SmallWAMSystem(), DreamZeroConfig: DreamZeroSystem()}
+"""By the class of a policy's configuration."""
+
+
+def sample_frames(store: EpisodeStore, cameras: Sequence[str], count: int = 1024) -> np.ndarray:
+    """Evenly spread training frames of some cameras (n, h, w, 3), to fit a frame codec on."""
+    episodes = np.unique(np.linspace(0, len(store) - 1, min(count, len(store))).astype(int))
+    each = max(1, count // len(episodes))
+    frames = []
+    for index in episodes:
+        videos = store[int(index)].videos
+        for camera in cameras:
+            chosen = np.unique(np.linspace(0, videos[camera].frames - 1, each).astype(int))
+            frames.append(decode(videos[camera], chosen))
+    return np.concatenate(frames)
+
+
+def _clip(experiment: Experiment) -> Any:
+    if experiment.clip is None:
+        raise UserError("configuration 'clip' is missing: say which cameras, frames and actions a sample has")
+    return experiment.clip
+
+
+def _robot(experiment: Experiment) -> Any:
+    from wamjax.data import embodiments
+
+    return embodiments.load(experiment.policy.embodiment)  # type: ignore[union-attr]
