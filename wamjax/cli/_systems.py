@@ -10,10 +10,12 @@ import numpy as np
 
 from wamjax.data.chunks import ChunkConfig, chunk_batches
 from wamjax.data.normalise import dataset_statistics
-from wamjax.data.pipeline import batches
+from wamjax.data.pipeline import batches, episode_clips
 from wamjax.data.store import EpisodeStore
-from wamjax.data.video import decode
+from wamjax.data.video import decode, encode
 from wamjax.errors import UserError
+from wamjax.evaluation.open_loop import Predictor, open_loop, side_by_side
+from wamjax.evaluation.replay import Replay
 from wamjax.interop.checkpoint import load
 from wamjax.networks.stream_transformer import PARTITIONS as SMALL_PARTITIONS
 from wamjax.networks.wan.dit import PARTITIONS as WAN_PARTITIONS
@@ -25,7 +27,10 @@ from wamjax.sharding.mesh import Rules
 from wamjax.training.loop import Batches
 
 if TYPE_CHECKING:
-    from wamjax.cli._experiment import Experiment
+    from wamjax.cli._experiment import Experiment, Trained
+
+
+OPEN_LOOP_BATCHES, OPEN_LOOP_BATCH, CLIPS = 8, 16, 4
 
 
 class System(Protocol):
@@ -55,6 +60,12 @@ class System(Protocol):
 
     def sees(self, experiment: Experiment) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Cameras in the order of the views, and the fields of its state."""
+
+    def open_loop(self, loaded: Trained, store: EpisodeStore, folder: Path) -> dict[str, Any]:
+        """Measures of a trained policy on recorded episodes; films go to the folder."""
+
+    def film(self, loaded: Trained, store: EpisodeStore, episode: int, seed: int) -> tuple[np.ndarray, float]:
+        """Recorded and imagined frames (t, h, w, 3) of an episode side by side, and their rate."""
 
 
 class SmallWAMSystem:
@@ -95,6 +106,27 @@ class SmallWAMSystem:
     def sees(self, experiment: Experiment) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """See `System`."""
         return _clip(experiment).cameras, _clip(experiment).state
+
+    def open_loop(self, loaded: Trained, store: EpisodeStore, folder: Path) -> dict[str, Any]:
+        """See `System`: clips drawn from all episodes."""
+        clip, policy = _clip(loaded.experiment), loaded.policy
+        predictor = Predictor(policy, loaded.params, loaded.frozen, video=policy.imagines)
+        loader = batches(store, clip, batch_size=OPEN_LOOP_BATCH, seed=0, tokenize=policy.tokenize)
+        summary: dict[str, Any] = {**open_loop(predictor, loader, OPEN_LOOP_BATCHES, clip.cameras), "clips": []}
+        if policy.imagines:
+            for index in range(0, len(store), max(1, len(store) // CLIPS)):
+                film = side_by_side(predictor, episode_clips(store, clip, index, policy.tokenize), seed=index)
+                path = folder / f"clip_{index:02d}.mp4"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(encode(film, store.fps).data)
+                summary["clips"].append(path.name)
+        return summary
+
+    def film(self, loaded: Trained, store: EpisodeStore, episode: int, seed: int) -> tuple[np.ndarray, float]:
+        """See `System`."""
+        predictor = Predictor(loaded.policy, loaded.params, loaded.frozen)
+        clips = episode_clips(store, _clip(loaded.experiment), episode, loaded.policy.tokenize)
+        return side_by_side(predictor, clips, seed), store.fps
 
 
 class DreamZeroSystem:
@@ -141,6 +173,20 @@ class DreamZeroSystem:
         """See `System`."""
         robot = _robot(experiment)
         return robot.cameras, tuple(field.name for field in robot.state)
+
+    def open_loop(self, loaded: Trained, store: EpisodeStore, folder: Path) -> dict[str, Any]:
+        """See `System`: whole episodes, replayed chunk by chunk."""
+        return self._replay(loaded, seed=0)(store[i] for i in range(len(store)))
+
+    def film(self, loaded: Trained, store: EpisodeStore, episode: int, seed: int) -> tuple[np.ndarray, float]:
+        """See `System`."""
+        policy: Any = loaded.policy
+        return self._replay(loaded, seed).film(store[episode]), store.fps / policy.stride
+
+    def _replay(self, loaded: Trained, seed: int) -> Replay:
+        policy: Any = loaded.policy
+        action = tuple(field.name for field in policy.embodiment.action)
+        return Replay(policy, loaded.params, loaded.frozen, *self.sees(loaded.experiment), action, seed)
 
     def _config(self, experiment: Experiment) -> DreamZeroConfig:
         config: Any = experiment.policy

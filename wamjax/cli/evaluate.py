@@ -18,8 +18,6 @@ from typing import Any
 
 HELP = "try a policy out, in simulation or against recorded episodes"
 
-OPEN_LOOP_BATCHES, OPEN_LOOP_BATCH, CLIPS = 8, 16, 4
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
@@ -88,27 +86,12 @@ def _closed_loop(args: argparse.Namespace, out: Path) -> dict[str, Any]:
 def _open_loop(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     from wamjax.cli import _experiment
     from wamjax.data.files import write_json
-    from wamjax.data.pipeline import batches, episode_clips
     from wamjax.data.store import EpisodeStore
-    from wamjax.data.video import encode
-    from wamjax.evaluation.open_loop import Predictor, open_loop, side_by_side
 
     loaded = _experiment.trained(args.checkpoint, args.overrides)
-    clip, store = loaded.experiment.clip, EpisodeStore(args.data, "validation")
-    predictor = Predictor(loaded.policy, loaded.params, loaded.frozen, video=loaded.policy.imagines)
-    loader = batches(store, clip, batch_size=OPEN_LOOP_BATCH, seed=0, tokenize=loaded.policy.tokenize)
-    summary = {
-        "variant": loaded.experiment.name,
-        **open_loop(predictor, loader, OPEN_LOOP_BATCHES, clip.cameras),
-        "clips": [],
-    }
-    if loaded.policy.imagines:
-        for index in range(0, len(store), max(1, len(store) // CLIPS)):
-            film = side_by_side(predictor, episode_clips(store, clip, index, loaded.policy.tokenize), seed=index)
-            path = out.parent / f"clip_{index:02d}.mp4"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(encode(film, store.fps).data)
-            summary["clips"].append(path.name)
+    store = EpisodeStore(args.data, "validation")
+    measured = _experiment.system(loaded.experiment).open_loop(loaded, store, out.parent)
+    summary = {"variant": loaded.experiment.name, **measured}
     write_json(out, summary)
     return summary
 
@@ -122,6 +105,10 @@ def _headline(summary: dict[str, Any]) -> str:
             f"(95% interval {100 * low:.0f}-{100 * high:.0f}%)"
         )
     parts = [f"{summary['variant']}: action error {summary['action_mae']:.3f}"]
+    if "later" in summary:
+        parts.append("after an action {action_mae:.3f} against {copy_last:.3f} copying it".format(**summary["later"]))
+        parts.append("{imagined:.1f} dB imagined against {copy_last:.1f} dB standing still".format(**summary["psnr"]))
+        return ", ".join(parts)
     for camera, value in summary.get("psnr", {}).get("imagined", {}).items():
         parts.append(
             f"{camera} {value:.1f} dB imagined against {summary['psnr']['copy_last'][camera]:.1f} dB standing still"

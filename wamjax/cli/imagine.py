@@ -73,10 +73,8 @@ def run(args: argparse.Namespace) -> None:
 def along_an_episode(args: argparse.Namespace) -> tuple[np.ndarray, float, str]:
     """Recorded and imagined frames side by side, their rate, and what they are."""
     from wamjax.cli import _experiment
-    from wamjax.data.pipeline import episode_clips
     from wamjax.data.store import EpisodeStore
     from wamjax.errors import UserError
-    from wamjax.evaluation.open_loop import Predictor, side_by_side
 
     store = EpisodeStore(args.data, args.split)
     if not 0 <= args.episode < len(store):
@@ -84,9 +82,8 @@ def along_an_episode(args: argparse.Namespace) -> tuple[np.ndarray, float, str]:
     loaded = _experiment.trained(args.checkpoint)
     if not loaded.policy.imagines:
         raise UserError(f"the variant '{loaded.experiment.name}' imagines no video: choose another checkpoint")
-    predictor = Predictor(loaded.policy, loaded.params, loaded.frozen)
-    clips = episode_clips(store, loaded.experiment.clip, args.episode, loaded.policy.tokenize)
-    return side_by_side(predictor, clips, args.seed), store.fps, "recorded left and imagined right"
+    film, fps = _experiment.system(loaded.experiment).film(loaded, store, args.episode, args.seed)
+    return film, fps, "recorded left and imagined right"
 
 
 def from_a_prompt(args: argparse.Namespace) -> tuple[np.ndarray, float, str]:

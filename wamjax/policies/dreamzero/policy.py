@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 
 from wamjax.data import embodiments
@@ -138,6 +139,11 @@ class DreamZero:
         robot, frames = self.embodiment, self.embodiment.frames_per_chunk * self.config.blocks
         sizes = (self.views, self.height, self.width, frames, robot.actions_per_chunk)
         return SampleShapes(*sizes, robot.state_size, robot.action_size)
+
+    @property
+    def stride(self) -> int:
+        """Steps from one observed frame to the next."""
+        return self.embodiment.video_stride
 
     @property
     def window(self) -> int:
@@ -322,6 +328,16 @@ class DreamZero:
         state = _choose(state.known >= self.window, self._slide(state), state)
         return self._commit(params, state, state.imagined)
 
+    def split(self, state: Session, mesh: Mesh, axis: str) -> Session:
+        """Sessions with the halves of guidance on two devices (or groups of them) along an axis of the mesh.
+
+        `act` then computes each prompt's pass where it lies; parameters are best put on every device before.
+        """
+        halves, whole = NamedSharding(mesh, PartitionSpec(None, None, axis)), NamedSharding(mesh, PartitionSpec())
+        placed = {f.name: jax.device_put(getattr(state, f.name), whole) for f in dataclasses.fields(state)}
+        parted = {name: jax.device_put(getattr(state, name), halves) for name in ("text", "image", "cache")}
+        return Session(**(placed | parted))
+
     def draw_act(self, key: Array, sessions: int) -> Draws:
         """Starting noise of a block of frames and of its actions."""
         n, (first, second) = self.config.network, jax.random.split(key)
@@ -365,6 +381,10 @@ class DreamZero:
         current = self.config.frames.encode(frozen["frames"], self._pixels(frames[:, :, None], None))
         clip = self.config.frames.decode(frozen["frames"], jnp.concatenate([current, state.imagined], axis=1))
         return _to_levels(clip[:, None, 1:])
+
+    def picture(self, frames: UInt8[Array, "b v t h w 3"]) -> UInt8[Array, "b 1 t h w 3"]:
+        """The canvas of clips."""
+        return _to_levels(self._pixels(frames, None))[:, None]
 
     def reconstruct(self, frozen: Params, frames: UInt8[Array, "b v t h w 3"]) -> UInt8[Array, "b 1 t h w 3"]:
         """The canvas of clips of 4 n frames (a first one repeated in front) after the codec and back."""

@@ -6,7 +6,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from wamjax.data.canvas import CanvasConfig
 from wamjax.networks.clip import CLIPVision, CLIPVisionConfig
@@ -102,14 +101,9 @@ def built(kind: str):
     given = {}
     if kind == "large":
         vae = WanVAE(policy.config.frames.vae)
-        given["frames"] = vae.init(jax.random.key(1), jnp.zeros((1, 1, 16, 16, 3)))["params"]
+        given["frames"] = jax.jit(vae.init)(jax.random.key(1), jnp.zeros((1, 1, 16, 16, 3)))["params"]
         tokens = jnp.ones((1, 2), int)
-        given["text"] = UMT5Encoder(UMT5).init(jax.random.key(2), tokens, tokens > 0)["params"]
-        given["image"] = CLIPVision(CLIP).init(jax.random.key(3), jnp.zeros((1, 28, 28, 3)))["params"]
+        given["text"] = jax.jit(UMT5Encoder(UMT5).init)(jax.random.key(2), tokens, tokens > 0)["params"]
+        given["image"] = jax.jit(CLIPVision(CLIP).init)(jax.random.key(3), jnp.zeros((1, 28, 28, 3)))["params"]
     frames = np.random.default_rng(1).integers(0, 256, (16, 20, 24, 3), np.uint8)
     return policy, params, policy.freeze(frames, statistics(policy), given)
-
-
-@pytest.fixture(params=["small", "large"])
-def policy_and_params(request):
-    return built(request.param)
