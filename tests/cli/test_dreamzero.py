@@ -1,0 +1,106 @@
+"""DreamZero through the command line, as a user types it: train, go on, evaluate on recordings, imagine, adapt."""
+
+import json
+import shutil
+from pathlib import Path
+
+import av
+import jax
+import numpy as np
+import pytest
+
+import wamjax
+from wamjax.cli import _experiment
+from wamjax.cli.main import main
+from wamjax.training.checkpoint import Checkpoints
+
+ROOT = Path(wamjax.__file__).parents[1]
+SMALL = (
+    *("policy.network.dit.width=24", "policy.network.dit.mlp=32", "policy.network.dit.heads=2"),
+    *("policy.network.dit.layers=2", "policy.network.dit.inputs=12", "policy.network.dit.outputs=12"),
+    *("policy.network.hidden=16", "policy.canvas.height=16", "policy.canvas.width=16"),
+    *("policy.frames.patch=8", "policy.frames.components=3", "policy.blocks=2"),
+    *("policy.sampling.steps=2", "policy.sampling.reuse=none"),
+    *("train.batch_size=4", "train.log_every=1", "train.validate_every=4", "train.checkpoint_every=2"),
+)
+
+
+def train(dataset: Path, out: Path, *overrides: str) -> int:
+    options = [x for override in (*SMALL, *overrides) for x in ("--set", override)]
+    config = str(ROOT / "configs/dreamzero_small.py")
+    return main(["train", "--config", config, "--data", str(dataset), "--out", str(out), *options])
+
+
+@pytest.fixture(scope="module")
+def run(dataset, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("dreamzero") / "run"
+    assert train(dataset, folder, "train.steps=6") == 0
+    return folder
+
+
+def test_a_run_reports_both_losses_with_and_without_gradients(run):
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    trained = [record for record in records if "loss" in record]
+    assert [record["step"] for record in trained] == [1, 2, 3, 4, 5, 6]
+    for record in trained:
+        assert record["loss"] == pytest.approx(record["loss/video"] + record["loss/action"], rel=1e-5)
+    assert {r["step"] for r in records if "validation/loss/action" in r} == {4, 6}
+    meta = Checkpoints(run).meta(6)
+    assert meta["data"] == {"next_step": 6, "seed": 0}
+    assert meta["config"]["policy"]["kind"] == "dreamzero"
+
+
+def test_going_on_is_as_if_nothing_had_happened(dataset, run, tmp_path):
+    """Parameters, optimizer state and data position are saved: a run in two parts is the run in one."""
+    broken = tmp_path / "run"
+    assert train(dataset, broken, "train.steps=6", "train.checkpoint_every=3") == 0
+    folder = broken / "checkpoints"
+    for step in sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())[1:]:
+        shutil.rmtree(folder / str(step))
+    (broken / "summary.json").unlink()
+    assert train(dataset, broken, "train.steps=6", "train.checkpoint_every=3") == 0
+    one, other = (Checkpoints(path).params(6)[0] for path in (run, broken))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_open_loop_replays_held_out_episodes(dataset, run, tmp_path, capsys):
+    out = tmp_path / "open_loop.json"
+    command = ["evaluate", "--checkpoint", str(run), "--data", str(dataset), "--open-loop", "--out", str(out)]
+    assert main(command) == 0
+    summary = json.loads(out.read_text())
+    assert summary["chunks"] == 2  # of two episodes of 14 steps, chunks of 8
+    assert summary["later"]["chunks"] == 0
+    assert summary["action_mae"] > 0
+    assert summary["psnr"]["imagined"] > 0
+    assert "dB imagined" in capsys.readouterr().out
+
+
+def test_imagining_along_an_episode_is_a_film(dataset, run, tmp_path):
+    out = tmp_path / "film.mp4"
+    command = ["imagine", "--checkpoint", str(run), "--data", str(dataset), "--episode", "0", "--out", str(out)]
+    assert main(command) == 0
+    with av.open(str(out)) as film:
+        frames = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+    assert len(frames) == 8
+    assert frames[0].shape == (16, 2 * 32, 3)
+
+
+def test_adapters_are_trained_on_a_base_that_stays(dataset, run, tmp_path):
+    """LoRA from the command line; the loaded policy has the adapters merged in."""
+    folder = tmp_path / "lora"
+    lora = "train.lora={'rank': 2, 'full': (r'(state|action)_(encoder|decoder)/.*',)}"
+    assert train(dataset, folder, "train.steps=2", lora) == 0
+    loaded = _experiment.trained(folder)
+    assert jax.tree.structure(loaded.params) == jax.tree.structure(_experiment.trained(run).params)
+
+
+def test_a_policy_that_reads_through_pretrained_networks_asks_for_them(dataset, tmp_path, capsys):
+    wan = "policy.frames={'kind': 'wan', 'vae': {'width': 8, 'decoder_width': 8, 'latent': 12}}"
+    sizes = ("policy.canvas.height=64", "policy.canvas.width=64")
+    assert train(dataset, tmp_path / "run", "train.steps=1", wan, *sizes) != 0
+    assert "pretrained vae: set weights=FOLDER" in capsys.readouterr().err
+
+
+def test_kinds_of_parts_are_told_apart_by_name(dataset, tmp_path, capsys):
+    assert train(dataset, tmp_path / "run", "policy.frames={'kind': 'wavelets'}") != 0
+    assert "'policy.frames.kind' must be one of 'wan', 'patches', not 'wavelets'" in capsys.readouterr().err
