@@ -23,6 +23,7 @@ from wamjax.policies.contract import Params, Policy, SampleShapes
 from wamjax.policies.dreamzero.config import DreamZeroConfig
 from wamjax.policies.dreamzero.policy import DreamZero
 from wamjax.policies.small_wam import SmallWAM, SmallWAMConfig
+from wamjax.serving.protocols import PREFIX, STATE_SIZES
 from wamjax.sharding.mesh import Rules
 from wamjax.training.loop import Batches
 
@@ -60,6 +61,9 @@ class System(Protocol):
 
     def sees(self, experiment: Experiment) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Cameras in the order of the views, and the fields of its state."""
+
+    def sizes(self, experiment: Experiment, total: int) -> dict[str, int]:
+        """Sizes of the state's fields, which have `total` numbers, by their names on the wire."""
 
     def open_loop(self, loaded: Trained, store: EpisodeStore, folder: Path) -> dict[str, Any]:
         """Measures of a trained policy on recorded episodes; films go to the folder."""
@@ -106,6 +110,16 @@ class SmallWAMSystem:
     def sees(self, experiment: Experiment) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """See `System`."""
         return _clip(experiment).cameras, _clip(experiment).state
+
+    def sizes(self, experiment: Experiment, total: int) -> dict[str, int]:
+        """See `System`; a run records only their sum: DROID's are known, and the first takes what is left."""
+        fields = _clip(experiment).state
+        first, *others = (field.removeprefix(PREFIX) for field in fields)
+        sizes = {first: 0} | {field: STATE_SIZES.get(field, 0) for field in others}
+        sizes[first] = total - sum(sizes.values())
+        if min(sizes.values()) < 1:
+            raise UserError(f"the sizes of the run's state fields ({', '.join(fields)}; {total} in all) are not known")
+        return sizes
 
     def open_loop(self, loaded: Trained, store: EpisodeStore, folder: Path) -> dict[str, Any]:
         """See `System`: clips drawn from all episodes."""
@@ -173,6 +187,10 @@ class DreamZeroSystem:
         """See `System`."""
         robot = _robot(experiment)
         return robot.cameras, tuple(field.name for field in robot.state)
+
+    def sizes(self, experiment: Experiment, total: int) -> dict[str, int]:
+        """See `System`."""
+        return {field.name.removeprefix(PREFIX): field.size for field in _robot(experiment).state}
 
     def open_loop(self, loaded: Trained, store: EpisodeStore, folder: Path) -> dict[str, Any]:
         """See `System`: whole episodes, replayed chunk by chunk."""

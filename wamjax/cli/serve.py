@@ -123,12 +123,13 @@ def _of_run(args: argparse.Namespace) -> Agent:
     loaded = _experiment.trained(args.run_folder)
     if args.save_videos and not loaded.policy.imagines:
         raise UserError(f"the variant '{loaded.experiment.name}' imagines no video: leave --save-videos out")
-    clip, shapes = loaded.experiment.clip, loaded.policy.shapes
+    system, shapes = _experiment.system(loaded.experiment), loaded.policy.shapes
+    cameras, _ = system.sees(loaded.experiment)
     interface = Interface(
         name=loaded.experiment.name,
-        cameras=_renamed(clip.cameras, args.camera),
+        cameras=_renamed(cameras, args.camera),
         resolution=(shapes.height, shapes.width),
-        state=_sizes(clip.state, shapes.state),
+        state=system.sizes(loaded.experiment, shapes.state),
         action_space=args.action_space,
         seed=args.seed,
         fresh_noise=not args.same_noise,
@@ -148,16 +149,3 @@ def _renamed(cameras: tuple[str, ...], changes: list[str]) -> tuple[str, ...]:
     if len(set(renamed)) < len(renamed):
         raise UserError(f"two cameras cannot have one name: {', '.join(renamed)}")
     return renamed
-
-
-def _sizes(fields: tuple[str, ...], total: int) -> dict[str, int]:
-    """Sizes of the state fields of a run, which records only their sum: DROID's, and the first takes what is left."""
-    from wamjax.errors import UserError
-    from wamjax.serving.protocols import PREFIX, STATE_SIZES
-
-    first, *others = (field.removeprefix(PREFIX) for field in fields)
-    sizes = {first: 0} | {field: STATE_SIZES.get(field, 0) for field in others}
-    sizes[first] = total - sum(sizes.values())
-    if min(sizes.values()) < 1:
-        raise UserError(f"the sizes of the run's state fields ({', '.join(fields)}; {total} in all) are not known")
-    return sizes

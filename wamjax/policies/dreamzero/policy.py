@@ -226,6 +226,7 @@ class DreamZero:
             "block": jnp.arange(c.blocks) < batch["chunks"][:, None],
             "robot": present,
             "text": c.text.encode(frozen["text"], batch["language"]),
+            "category": batch.get("category", jnp.zeros(len(batch["chunks"]), int)),
         }
         image = image_features(c.image, frozen["image"], clip[:, 0])
         if image is not None:
@@ -267,8 +268,7 @@ class DreamZero:
         beside = (encoded["beside"],) if self._reads_condition else ()
         clean, seen = (jnp.concatenate([x, *beside], axis=-1) for x in (encoded["video"], noisy["video"]))
         clip = Clip(clean, seen, 1000 * draws.sigma["video"])
-        category = jnp.zeros(len(clean), int)
-        robot = Robot(noisy["action"], 1000 * draws.sigma["action"], encoded["state"], category)
+        robot = Robot(noisy["action"], 1000 * draws.sigma["action"], encoded["state"], encoded["category"])
         present = Present(encoded["block"], encoded["robot"])
         inputs = (clip, robot, encoded["text"], encoded.get("image"), present)
         output: Any = self.network.apply({"params": params}, *inputs)
@@ -358,7 +358,8 @@ class DreamZero:
         steps, sampling = self._normalisation(frozen), self.config.sampling
         now = observation["state"][:, None]
         noise = {name: draws.noise[name] for name in sampling.solvers}
-        velocity = self._velocity(params, state, steps.normalise_state(now), draws.noise["video"])
+        robot = {"state": steps.normalise_state(now), "category": observation.get("category", jnp.zeros(len(now), int))}
+        velocity = self._velocity(params, state, robot, draws.noise["video"])
         known = {} if prefix is None else {"action": self._known(steps, prefix, now)}
         sampled = sample(velocity, noise, sampling.solvers, known, sampling.rule)
         imagined = sampled.get("video", state.imagined)
@@ -518,18 +519,18 @@ class DreamZero:
         """Every session's row once for each of its prompts."""
         return jnp.repeat(x, self._branches, axis=0)
 
-    def _velocity(self, params: Params, state: Session, now: Float[Array, "b 1 s"], frames: Latents) -> Any:
+    def _velocity(self, params: Params, state: Session, robot: Mapping[str, Array], frames: Latents) -> Any:
         """The model of the sampler; `frames` are seen where they are not denoised."""
         past, memory, start = self._past(state)
         n, beside, guidance = self.config.network, self._beside(state), self.config.sampling.guidance
-        category = jnp.zeros(len(start), int)
+        now, category = self._repeat(robot["state"]), self._repeat(robot["category"])
 
         def velocity(streams: Streams, sigma: dict[str, Float[Array, " b"]]) -> Streams:
             level = {name: self._repeat(integer_timestep(value))[:, None] for name, value in sigma.items()}
             noisy = jnp.concatenate([streams.get("video", frames), beside], axis=-1)
             video = jnp.repeat(level.get("video", jnp.full((len(start), 1), 999.0)), n.block_frames, axis=1)
             action = jnp.repeat(level["action"], n.block_actions, axis=1)
-            robot = Robot(self._repeat(streams["action"]), action, self._repeat(now), category)
+            robot = Robot(self._repeat(streams["action"]), action, now, category)
             inputs = (self._repeat(noisy), video, robot, start, memory, past, self.config.sampling.state_sees)
             output = self._apply(params, *inputs, method="denoise")
             each = [x.reshape(-1, self._branches, *x.shape[1:]) for x in output]
