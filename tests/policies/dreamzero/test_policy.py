@@ -391,6 +391,18 @@ def test_guidance_may_be_split_over_two_devices():
     subprocess.run(command, check=True, cwd=ROOT, env=environment | {"PYTHONPATH": f"{ROOT}:{HERE}"}, timeout=300)
 
 
+def test_half_precision_is_near():
+    policy, params, frozen = built("small")
+    half = dataclasses.replace(policy, config=dataclasses.replace(policy.config, compute="bfloat16"))
+    data, draws = batch(policy), policy.draw_act(jax.random.key(3), 2)
+    results = []
+    for one, weights in ((policy, params), (half, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params))):
+        state = jax.jit(one.reset)(weights, frozen, observation(data))
+        results.append(jax.jit(one.act)(weights, frozen, state, observation(data), draws)[0])
+    assert state.cache["k"].dtype == jnp.bfloat16
+    assert np.abs(results[0] - results[1]).max() < 0.05 * np.abs(results[0]).max()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
