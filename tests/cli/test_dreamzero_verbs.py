@@ -1,7 +1,10 @@
 """DreamZero through the command line, as a user types it: train, go on, evaluate on recordings, imagine, adapt."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import av
@@ -104,3 +107,22 @@ def test_a_policy_that_reads_through_pretrained_networks_asks_for_them(dataset, 
 def test_kinds_of_parts_are_told_apart_by_name(dataset, tmp_path, capsys):
     assert train(dataset, tmp_path / "run", "policy.frames={'kind': 'wavelets'}") != 0
     assert "'policy.frames.kind' must be one of 'wan', 'patches', not 'wavelets'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_eight_devices_train_as_one(dataset, tmp_path):
+    """Data, parameters and heads spread over simulated devices give the losses of one device."""
+
+    def losses(name: str, devices: int, *mesh: str) -> np.ndarray:
+        code = "import sys; from tests.cli.test_dreamzero_verbs import train; from pathlib import Path; "
+        code += "sys.exit(train(Path(sys.argv[1]), Path(sys.argv[2]), 'train.steps=3', *sys.argv[3:]))"
+        flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "JAX_PLATFORMS": "cpu"}
+        command = [sys.executable, "-c", code, str(dataset), str(tmp_path / name), *mesh]
+        subprocess.run(command, check=True, cwd=ROOT, env=os.environ | flags, timeout=500)
+        records = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        return np.array([[r["loss/action"], r["loss/video"]] for r in records if "loss" in r])
+
+    one = losses("one", 1)
+    assert len(one) == 3
+    mixed = losses("mixed", 8, "mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2")
+    np.testing.assert_allclose(mixed, one, rtol=0, atol=1e-5)
