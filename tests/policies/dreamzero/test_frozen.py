@@ -1,4 +1,4 @@
-"""Codecs and encoders: the contract of clips, whatever codec it is; the image condition as Wan's generation makes it."""
+"""Codecs and encoders: the contract of clips, whatever the codec; the image condition as Wan's generation makes it."""
 
 import jax
 import jax.numpy as jnp

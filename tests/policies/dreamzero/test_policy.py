@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.policies.dreamzero.tiny import batch, built, large, randomised, small
+from tests.policies.dreamzero.tiny import batch, built, drawn, large, small
 from wamjax.errors import UserError
 from wamjax.flow.samplers import guided, sample
 from wamjax.flow.schedules import TrainingTimes, integer_timestep, wan_nodes
@@ -277,7 +277,7 @@ def test_a_sliding_window_is_one_that_never_saw_the_oldest_block():
     network = dataclasses.replace(policy.config.network, dit=dataclasses.replace(policy.config.network.dit, layers=1))
     policy = dataclasses.replace(policy, config=dataclasses.replace(policy.config, network=network))
     frozen = built("small")[2]
-    params = randomised(policy.init(jax.random.key(0)), 1)
+    params = drawn(policy.init, 1)
     data, observe = batch(policy), jax.jit(policy.observe)
 
     def after(*blocks: int):

@@ -29,13 +29,19 @@ class LettersText(UMT5Text):
         return np.pad(letters, (0, self.length - len(letters)))
 
 
-def randomised(params, seed: int):
-    """Parameters without zeros or ones: every leaf moved a little."""
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return jax.tree.unflatten(
-        tree, [leaf + 0.1 * jax.random.normal(k, leaf.shape, leaf.dtype) for leaf, k in zip(leaves, keys, strict=True)]
-    )
+def drawn(init, seed: int, *inputs):
+    """Random parameters of a network, none zero or one, without compiling its initialisation."""
+    rng = np.random.default_rng(seed)
+
+    def leaf(path, shape: jax.ShapeDtypeStruct) -> jax.Array:
+        noise = rng.standard_normal(shape.shape).astype(np.float32)
+        if len(shape.shape) > 3:
+            return jnp.asarray(noise / np.sqrt(np.prod(shape.shape[:-1])))
+        if path[-1].key in ("kernel", "patch_kernel"):
+            return jnp.asarray(noise / np.sqrt(shape.shape[-2]))
+        return jnp.asarray((path[-1].key in ("scale", "gamma")) + 0.2 * noise)
+
+    return jax.tree_util.tree_map_with_path(leaf, jax.eval_shape(init, jax.random.key(0), *inputs))
 
 
 def small(**changes) -> DreamZero:
@@ -97,13 +103,13 @@ def batch(policy: DreamZero, b: int = 2, seed: int = 0) -> dict[str, np.ndarray]
 def built(kind: str):
     """The policy, its parameters and its frozen ones, all random."""
     policy = {"small": small, "large": large}[kind]()
-    params = randomised(jax.jit(policy.init)(jax.random.key(0)), 1)
+    params = drawn(policy.init, 1)
     given = {}
     if kind == "large":
         vae = WanVAE(policy.config.frames.vae)
-        given["frames"] = jax.jit(vae.init)(jax.random.key(1), jnp.zeros((1, 1, 16, 16, 3)))["params"]
+        given["frames"] = drawn(vae.init, 2, jnp.zeros((1, 1, 16, 16, 3)))["params"]
         tokens = jnp.ones((1, 2), int)
-        given["text"] = jax.jit(UMT5Encoder(UMT5).init)(jax.random.key(2), tokens, tokens > 0)["params"]
-        given["image"] = jax.jit(CLIPVision(CLIP).init)(jax.random.key(3), jnp.zeros((1, 28, 28, 3)))["params"]
+        given["text"] = drawn(UMT5Encoder(UMT5).init, 3, tokens, tokens > 0)["params"]
+        given["image"] = drawn(CLIPVision(CLIP).init, 4, jnp.zeros((1, 28, 28, 3)))["params"]
     frames = np.random.default_rng(1).integers(0, 256, (16, 20, 24, 3), np.uint8)
     return policy, params, policy.freeze(frames, statistics(policy), given)
