@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from tiny_server import CAMERAS, HORIZON, SIZE, STATE, Client, historian, infer, observation, serving
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
 
 from wamjax.data.episode import Video
 from wamjax.data.video import decode
@@ -329,11 +330,30 @@ def test_every_request_is_logged_with_its_stages(caplog):
     assert all(stage in line for stage in ("wait ", "start ", "act 1.0", "infer ", "encode "))
 
 
+def test_messages_are_not_compressed_even_for_clients_that_offer_it():
+    with serving(Probe()) as port, connect(f"ws://127.0.0.1:{port}", compression="deflate") as client:
+        assert not client.protocol.extensions
+
+
+def test_a_session_without_a_name_ends_with_its_connection(tmp_path):
+    with serving(Probe(), videos=tmp_path) as port:
+        with Client(port) as client:
+            client.send(infer(0, session=None))
+            client.send(infer(0, session="named"))
+        deadline = time.monotonic() + 20
+        while not list(tmp_path.glob("*.mp4")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        (film,) = tmp_path.glob("*.mp4")  # written at once; the named session goes on
+        assert not film.name.startswith("named")
+
+
 def test_a_visitor_that_speaks_no_websocket_leaves_no_stack_trace(caplog, capfd):
     with serving(Probe()) as port:
         for greeting in (b"\x16\x03\x01 this is no HTTP\r\n\r\n", b""):
             with socket.create_connection(("127.0.0.1", port)) as visitor:
                 visitor.sendall(greeting)
+                visitor.shutdown(socket.SHUT_WR)
+                visitor.recv(1000)  # until the server has given up
         with Client(port) as client:
             assert step_of(client.send(infer(0))) == 0
     assert "Traceback" not in caplog.text + capfd.readouterr().err

@@ -81,6 +81,7 @@ def array_message(**changes) -> bytes:
         b"\x91" * 100_000,  # too deep
         b"\xdd\xff\xff\xff\xff",  # an array that claims four billion elements
         array_message(shape=[3]),
+        array_message(shape=[1]),
         array_message(shape=[-2]),
         array_message(shape=[2.0]),
         array_message(shape=None),

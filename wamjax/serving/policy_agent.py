@@ -120,7 +120,7 @@ class PolicyAgent:
         frames = {camera: observation.frames[camera][-1:].copy() for camera in self._interface.cameras}
         language = np.asarray(self._policy.tokenize(instruction))
         rollout = self._reset(self._params, self._frozen, self._batch(frames, observation, language))
-        return Episode(jax.block_until_ready(_own(rollout, (self._params, self._frozen))), language, frames)
+        return Episode(jax.block_until_ready(rollout), language, frames)
 
     def act(self, state: Episode, observation: Observation) -> Decision:
         """Commits what happened since the last chunk and samples the next."""
@@ -177,19 +177,6 @@ def _check(policy: Policy, interface: Interface) -> None:
     if policy.shapes.state != size:
         fields = ", ".join(f"{name} {count}" for name, count in interface.state.items())
         raise UserError(f"the policy has a state of {policy.shapes.state} numbers, not {size} ({fields})")
-
-
-def _own(rollout: RolloutState, given: Params) -> RolloutState:
-    """The rollout without arrays that belong to something else: a program hands through what it does not change, and
-    `observe` gives its memory away."""
-    seen = {id(leaf) for leaf in jax.tree.leaves(given)}
-
-    def own(leaf: Array) -> Array:
-        leaf = jnp.copy(leaf) if id(leaf) in seen else leaf
-        seen.add(id(leaf))
-        return leaf
-
-    return jax.tree.map(own, rollout)
 
 
 def _padded(clip: UInt8[np.ndarray, "t h w 3"], length: int) -> UInt8[np.ndarray, "length h w 3"]:

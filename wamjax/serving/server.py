@@ -118,7 +118,8 @@ class PolicyServer:
     async def _listen(self) -> Server:
         """Opens the socket."""
         config, library = self._config, logging.getLogger(f"{__name__}.websockets")
-        library.setLevel(logging.CRITICAL)  # it prints stack traces of visitors that speak no websocket
+        library.setLevel(logging.ERROR)
+        library.addFilter(_no_failed_handshakes)
         try:
             return await serve(
                 self._converse,
@@ -317,6 +318,11 @@ async def _refuse(connection: ServerConnection, reason: str) -> None:
     """Tells the client what is wrong, in one line, and closes, as the protocols have it."""
     await connection.send(" ".join(reason.split()))
     await connection.close(1011, "see the text message before")
+
+
+def _no_failed_handshakes(record: logging.LogRecord) -> bool:
+    """Leaves out the stack traces that websockets before 17 logs for visitors that speak no websocket."""
+    return record.msg != "opening handshake failed"
 
 
 def _report(session: Session, timings: dict[str, float]) -> None:
