@@ -38,6 +38,10 @@ PUBLISHED = {
 }
 
 
+def opened(path: Path) -> checkpoint.Component:
+    return checkpoint.open_component(checkpoint.choose(path, None))
+
+
 def published(name: str) -> dict[str, np.ndarray]:
     shapes = json.loads(str(np.load(FOLDER / f"{PUBLISHED[name][0]}.npz")["shapes"]))
     return {key: tensor.astype(ml_dtypes.bfloat16) for key, tensor in weights(shapes, 3).items()}
@@ -77,7 +81,7 @@ def test_import_then_export_gives_every_bit_back(name, tmp_path, capsys):
 
 def test_an_imported_folder_is_an_orbax_checkpoint(tmp_path):
     source = put(tmp_path / "source", "dit")
-    checkpoint.import_component(source / PUBLISHED["dit"][1], tmp_path / "ours")
+    checkpoint.import_component(opened(source / PUBLISHED["dit"][1]), tmp_path / "ours")
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         restored = flatten(reader.restore(tmp_path / "ours" / "params"))
     loaded = flatten(interop.load(tmp_path / "ours").params)
@@ -139,13 +143,13 @@ def test_leaves_are_loaded_in_parts_onto_a_mesh_and_eight_devices_give_the_resul
 
 def test_the_head_of_the_original_image_encoder_comes_back(tmp_path):
     """Its text tower does not, and transformers' tower has no head."""
-    config = dataclasses.replace(interop.load(put(tmp_path / "source", "clip")).config, projection=24)
+    config = dataclasses.replace(interop.load(put(tmp_path / "source", "clip")).config, projection=24, temperature=True)
     row = KINDS["clip"]
     shapes = {path: leaf.shape for path, leaf in row.shapes(config).items()}
     table = row.keymap(config, "original")
     names = {key: shape for path, source in table.items() for key, shape in source.shapes(shapes[path]).items()}
-    tensors = {key: tensor.astype(ml_dtypes.bfloat16) for key, tensor in weights(names, 3).items()}
-    strangers = {"textual.token_embedding.weight": tensors["visual.head"], "log_scale": tensors["visual.head"][0]}
+    tensors = {key: np.asarray(tensor, ml_dtypes.bfloat16) for key, tensor in weights(names, 3).items()}
+    strangers = {"textual.token_embedding.weight": tensors["visual.head"]}
     put(tmp_path / "original", "clip", tensors | strangers)
     assert main(["import", str(tmp_path / "original"), str(tmp_path / "ours")]) == 0
     assert main(["export", str(tmp_path / "ours"), str(tmp_path / "back"), "--layout", "original"]) == 0
@@ -236,13 +240,13 @@ def test_an_interrupted_import_leaves_nothing_and_can_be_repeated(tmp_path, monk
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.import_component(file, tmp_path / "ours", fail)
+        checkpoint.import_component(opened(file), tmp_path / "ours", fail)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
     (tmp_path / ".ours.partial" / "params").mkdir(parents=True)  # as SIGKILL leaves it
-    checkpoint.import_component(file, tmp_path / "ours")
+    checkpoint.import_component(opened(file), tmp_path / "ours")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ours", "source"]
     with pytest.raises(UserError, match="exists already"):
-        checkpoint.import_component(file, tmp_path / "ours")
+        checkpoint.import_component(opened(file), tmp_path / "ours")
     (tmp_path / "ours" / "params" / "head.kernel" / ".zarray").unlink()
     with pytest.raises(UserError, match="lacks the parameter head/kernel: import it again"):
         interop.load(tmp_path / "ours")

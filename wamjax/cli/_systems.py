@@ -17,10 +17,13 @@ from wamjax.errors import UserError
 from wamjax.evaluation.open_loop import Predictor, open_loop, side_by_side
 from wamjax.evaluation.replay import Replay
 from wamjax.interop.checkpoint import load
+from wamjax.interop.dreamzero import drawn, lacking
+from wamjax.interop.keymap import flatten, nest
 from wamjax.networks.stream_transformer import PARTITIONS as SMALL_PARTITIONS
 from wamjax.networks.wan.dit import PARTITIONS as WAN_PARTITIONS
 from wamjax.policies.contract import Params, Policy, SampleShapes
 from wamjax.policies.dreamzero.config import DreamZeroConfig
+from wamjax.policies.dreamzero.network import DreamZeroNetwork
 from wamjax.policies.dreamzero.policy import DreamZero
 from wamjax.policies.small_wam import SmallWAM, SmallWAMConfig
 from wamjax.serving.protocols import PREFIX, STATE_SIZES
@@ -179,9 +182,15 @@ class DreamZeroSystem:
         """See `System`; what a Wan transformer lacks (codecs, and the image branch of 5B) is random."""
         if not experiment.weights:
             return None
-        from wamjax.interop.dreamzero import initial
-
-        return initial(policy, Path(experiment.weights), experiment.train.seed)
+        loaded = load(experiment.weights, "transformer", dtype=np.float32)
+        inside = "" if isinstance(loaded.module, DreamZeroNetwork) else "dit/"
+        found = {inside + path: leaf for path, leaf in flatten(loaded.params).items()}
+        missing = lacking(policy, found)
+        if missing:
+            print(
+                f"{len(missing)} parameters are not in {experiment.weights} and begin at random, first {min(missing)}"
+            )
+        return nest(found | drawn(policy, missing, experiment.train.seed))
 
     def sees(self, experiment: Experiment) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """See `System`."""

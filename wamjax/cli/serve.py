@@ -9,6 +9,7 @@ session_id has a memory of its own, so several robots can use one server; a clie
 connection. Ctrl-C or SIGTERM answers what has been asked, and stops. docs/serving.md tells the rest.
 
   wamjax serve --run runs/demo/joint --protocol openpi --port 8000
+  wamjax serve --checkpoint weights/dreamzero-droid --prompts prompts.json --protocol dreamzero
   wamjax serve --run runs/droid --camera front=exterior_image_1_left --camera hand=wrist_image_left
 """
 
@@ -30,7 +31,15 @@ SPACES = ("joint_position", "joint_velocity", "cartesian_position", "cartesian_v
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     what = parser.add_argument_group("what is served")
-    what.add_argument("--run", required=True, dest="run_folder", metavar="DIR", help="run folder of `wamjax train`")
+    source = what.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", dest="run_folder", metavar="DIR", help="run folder of `wamjax train`")
+    source.add_argument("--checkpoint", metavar="DIR", help="DreamZero checkpoint, published or from `wamjax import`")
+    what.add_argument("--embodiment", default="droid", metavar="NAME", help="robot of the checkpoint (default: droid)")
+    what.add_argument("--prompts", metavar="FILE", help="JSON file of the prompts that the checkpoint was trained with")
+    what.add_argument("--tokenizer", metavar="DIR", help="folder of spiece.model (default: the checkpoint's)")
+    what.add_argument(
+        "--compute", choices=("float32", "bfloat16"), default="bfloat16", help="of the checkpoint (default: bfloat16)"
+    )
     what.add_argument(
         "--camera",
         action="append",
@@ -111,7 +120,29 @@ def run(args: argparse.Namespace) -> None:
 
 def agent(args: argparse.Namespace) -> Agent:
     """What the options ask to serve. Another source of policies is another function like `_of_run`."""
-    return _of_run(args)
+    return _of_run(args) if args.checkpoint is None else _of_checkpoint(args)
+
+
+def _of_checkpoint(args: argparse.Namespace) -> Agent:
+    """A DreamZero checkpoint, as its own server offers it."""
+    from wamjax.cli._released import Wanted, released
+    from wamjax.serving.policy_agent import Interface, PolicyAgent
+    from wamjax.serving.protocols import PREFIX
+
+    wanted = Wanted(args.embodiment, prompts=args.prompts, tokenizer=args.tokenizer, compute=args.compute)
+    policy, params, frozen = released(Path(args.checkpoint), wanted)
+    robot = policy.embodiment
+    interface = Interface(
+        name=f"{Path(args.checkpoint).name} ({robot.name})",
+        cameras=_renamed(robot.cameras, args.camera),
+        resolution=wanted.size,
+        state={field.name.removeprefix(PREFIX): field.size for field in robot.state},
+        action_space=args.action_space,
+        seed=args.seed,
+        fresh_noise=not args.same_noise,
+        video_fps=robot.fps / robot.video_stride,
+    )
+    return PolicyAgent(policy, params, frozen, interface)
 
 
 def _of_run(args: argparse.Namespace) -> Agent:

@@ -24,9 +24,10 @@ from jax.sharding import Mesh, Sharding
 
 from wamjax import config as configuration
 from wamjax.errors import UserError
-from wamjax.interop.components import KINDS, PREFIXES, Kind, recognise
+from wamjax.interop.adapters import with_adapters
+from wamjax.interop.components import BUNDLES, KINDS, PREFIXES, Kind, recognise
 from wamjax.interop.files import INDEX, Tensors, open_tensors
-from wamjax.interop.keymap import check, flatten, nest, packed, place
+from wamjax.interop.keymap import KeyMap, check, complain, flatten, nest, packed, place
 from wamjax.sharding.mesh import shardings
 
 DESCRIPTION = "component.json"
@@ -77,6 +78,19 @@ class Leaf:
             return self.read(0)[index]
         first, *rest = index
         return np.stack([self.read(i)[tuple(rest)] for i in range(*first.indices(self.shape[0]))])
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Where a component lies.
+
+    Attributes:
+        path: a file of weights, an index, or an imported folder.
+        prefix: start of its tensors' names, where the file holds other components too.
+    """
+
+    path: Path
+    prefix: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,40 +193,46 @@ def of_params(module: nn.Module, params: Any) -> Component:
     return _checked(Component(kind, config, found))
 
 
-def components(path: Path) -> dict[str, Path]:
-    """What a file or folder holds: components by name, each a file of weights, an index, or an imported folder.
+def components(path: Path) -> dict[str, Place]:
+    """What a file or folder holds: components by name; "" for one that has none.
 
     Raises:
         UserError: nothing there.
     """
     if path.is_file():
-        return {"": path}
+        return _bundled(path) or {"": Place(path)}
     if not path.is_dir():
         raise UserError(f"there is no file or folder {path}")
     if (path / DESCRIPTION).is_file():
-        return {"": path}
-    found: dict[str, Path] = {}
+        return {"": Place(path)}
+    found: dict[str, Place] = {}
     for name, folders in FOLDERS.items():
         for folder in folders:
             if (path / folder).is_dir():
                 found[name] = next(iter(components(path / folder).values()))
     weights = _weights(path)
     if not found and len(weights) == 1:
-        return {"": weights[0]}
+        return components(weights[0])
     for name, pattern in FILES.items():
         matching = [file for file in weights if file.match(pattern)]
         if matching:
-            found.setdefault(name, matching[0])
+            found.setdefault(name, Place(matching[0]))
     if not found:
         raise UserError(f"{path} holds no weights: no .safetensors, no .pth, and no folder named after a component")
     return found
 
 
-def open_component(path: Path) -> Component:
-    """A component from one of the places that `components` names; recognised and checked, not read."""
+def open_component(place: Place, base: Place | None = None) -> Component:
+    """A component from one of the places that `components` names; recognised and checked, not read.
+
+    Args:
+        place: where it lies.
+        base: where the weights lie that it has low-rank changes of, if it has nothing but these.
+    """
+    path = place.path
     if path.is_dir():
         return _open_imported(path)
-    tensors = _plain_names(open_tensors(path))
+    tensors = with_adapters(_tensors(place), None if base is None else _tensors(base), path)
     kind, layout = recognise({name: tensor.shape for name, tensor in tensors.items()})
     row = KINDS[kind]
     tensors = _without_repeats(row, tensors)
@@ -235,13 +255,28 @@ def open_component(path: Path) -> Component:
     return Component(kind, config, leaves)
 
 
-def import_component(source: Path, folder: Path, progress: Progress = lambda _: None) -> None:
-    """Writes a component as an imported folder.
+def _tensors(place: Place) -> Tensors:
+    """The tensors of a place by their plain names."""
+    if place.path.is_dir():
+        raise UserError(f"{place.path} is an imported folder: give the published files it was made of")
+    every = open_tensors(place.path).items()
+    return _plain_names({n.removeprefix(place.prefix): t for n, t in every if n.startswith(place.prefix)})
 
-    Raises:
-        UserError: as `open_component`; a folder that exists.
-    """
-    component = open_component(source)
+
+def _bundled(path: Path) -> dict[str, Place]:
+    """The components of a file that holds several, or nothing."""
+    names = open_tensors(path)
+    for bundle in BUNDLES.values():
+        found = {part: prefix for part, prefix in bundle.items() if any(n.startswith(prefix) for n in names)}
+        if found:
+            strays = [n for n in names if not n.startswith(tuple(found.values()))]
+            complain("tensors", unexpected=strays)
+            return {part: Place(path, prefix) for part, prefix in found.items()}
+    return {}
+
+
+def import_component(component: Component, folder: Path, progress: Progress = lambda _: None) -> None:
+    """Writes a component as an imported folder; a UserError for one that exists."""
     described = {"kind": component.kind, "config": configuration.to_dict(component.config)}
     with appearing(folder) as partial:
         for path, leaf in component.leaves.items():
@@ -260,32 +295,62 @@ def import_component(source: Path, folder: Path, progress: Progress = lambda _: 
 
 
 def export(component: Component, folder: Path, layout: str, progress: Progress = lambda _: None) -> None:
-    """Writes a component as published; see `save`."""
-    from safetensors.numpy import save_file
-
+    """Writes a component as published; see `save`. A component that is published in one layout only has that."""
     row, _ = KINDS[component.kind], place(layout)
-    keymap, left = row.keymap(component.config, layout), row.left.get(layout, ())
-    leaves = {path: leaf for path, leaf in component.leaves.items() if path not in left}
-    component = dataclasses.replace(component, leaves=leaves)
-    stem, shards = row.stem[layout], _shards(keymap, component)
-    names = [f"{stem}.safetensors"]
-    if len(shards) > 1:
-        names = [f"{stem}-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    layout = layout if layout in row.signature else next(iter(row.signature))
     with appearing(folder) as partial:
-        index: dict[str, str] = {}
-        for name, parts in zip(names, shards, strict=True):
-            tensors: dict[str, np.ndarray] = {}
-            for path, layer in parts:
-                tensors |= keymap[path].layer_of_theirs(layer, component.leaves[path].read(layer))
-            save_file(tensors, partial / name, metadata={"format": "pt"})
-            index |= dict.fromkeys(tensors, name)
-            progress(sum(tensor.nbytes for tensor in tensors.values()))
-        if len(shards) > 1:
-            content = {"metadata": {"total_size": component.bytes}, "weight_map": index}
-            (partial / f"{stem}{INDEX}").write_text(json.dumps(content, indent=1))
+        _write_tensors(partial, row.stem[layout], {"": _of_layout(component, layout)}, progress)
         described = row.described(component.config, layout)
         if described is not None:
             (partial / "config.json").write_text(json.dumps(described, indent=1))
+
+
+def export_bundle(parts: Mapping[str, Component], folder: Path, progress: Progress = lambda _: None) -> None:
+    """Writes the components of a checkpoint that is published as one (DreamZero's) into one set of files.
+
+    Args:
+        parts: components by their names in `BUNDLES`, a "transformer" of one of its kinds among them.
+        folder: a new folder.
+        progress: told the bytes written.
+    """
+    network = parts["transformer"]
+    bundle = BUNDLES[network.kind]
+    complain("components", unexpected=parts.keys() - bundle.keys())
+    with appearing(folder) as partial:
+        prefixed = {bundle[name]: _of_layout(component, EVERY) for name, component in parts.items()}
+        _write_tensors(partial, "model", prefixed, progress)
+        described = KINDS[network.kind].described(network.config, EVERY)
+        (partial / "config.json").write_text(json.dumps(described, indent=1))
+
+
+def _of_layout(component: Component, layout: str) -> tuple[KeyMap, Component]:
+    """A component's table for a layout, and the component without what that has no tensors for."""
+    row = KINDS[component.kind]
+    leaves = {path: leaf for path, leaf in component.leaves.items() if path not in row.left.get(layout, ())}
+    return row.keymap(component.config, layout), dataclasses.replace(component, leaves=leaves)
+
+
+def _write_tensors(folder: Path, stem: str, parts: Mapping[str, tuple[KeyMap, Component]], progress: Progress) -> None:
+    """Writes components, each with its prefix, in shards of about `SHARD` bytes, and their index."""
+    from safetensors.numpy import save_file
+
+    pieces = [(prefix, shard) for prefix, part in parts.items() for shard in _shards(*part)]
+    names = [f"{stem}.safetensors"]
+    if len(pieces) > 1:
+        names = [f"{stem}-{i + 1:05}-of-{len(pieces):05}.safetensors" for i in range(len(pieces))]
+    index: dict[str, str] = {}
+    for name, (prefix, shard) in zip(names, pieces, strict=True):
+        keymap, component = parts[prefix]
+        tensors: dict[str, np.ndarray] = {}
+        for path, layer in shard:
+            theirs = keymap[path].layer_of_theirs(layer, component.leaves[path].read(layer))
+            tensors |= {prefix + key: tensor for key, tensor in theirs.items()}
+        save_file(tensors, folder / name, metadata={"format": "pt"})
+        index |= dict.fromkeys(tensors, name)
+        progress(sum(tensor.nbytes for tensor in tensors.values()))
+    if len(pieces) > 1:
+        content = {"metadata": {"total_size": sum(part.bytes for _, part in parts.values())}, "weight_map": index}
+        (folder / f"{stem}{INDEX}").write_text(json.dumps(content, indent=1))
 
 
 @contextlib.contextmanager
@@ -311,7 +376,7 @@ def appearing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def choose(path: Path, component: str | None) -> Path:
+def choose(path: Path, component: str | None) -> Place:
     """The place of a component; a UserError lists those there are."""
     found = components(path)
     if component is None and len(found) == 1:
@@ -320,7 +385,7 @@ def choose(path: Path, component: str | None) -> Path:
         raise UserError(f"{path} holds several components: name one of {', '.join(sorted(found))}")
     if component not in found and set(found) != {""}:
         raise UserError(f"{path} holds no component '{component}': it has {', '.join(sorted(found))}")
-    return found.get(component, found.get("", path))
+    return found[component] if component in found else found[""]
 
 
 def _weights(folder: Path) -> list[Path]:

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 
 from wamjax.errors import UserError
-from wamjax.interop import encoders, wan_dit, wan_vae
+from wamjax.interop import dreamzero, encoders, wan_dit, wan_vae
 from wamjax.interop.keymap import KeyMap, flatten, place
 from wamjax.networks import clip, umt5
 from wamjax.networks.wan import dit, vae
+from wamjax.policies.dreamzero import network
 from wamjax.sharding.mesh import Rules
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -201,6 +202,7 @@ def _clip_sized(shapes: Shapes, layout: str, hints: Hints) -> clip.CLIPVisionCon
         layers=layers,
         used=layers - 1,
         projection=shapes.get("visual.head", (0, 0))[1],
+        temperature="log_scale" in shapes,
     )
 
 
@@ -237,7 +239,48 @@ def _dit_inputs(config: dit.WanDiTConfig) -> tuple[Any, ...]:
     return jnp.zeros((1, *config.patch, config.inputs)), jnp.zeros((1, 1)), jnp.zeros((1, 1, config.text)), image
 
 
+def _dreamzero_sized(shapes: Shapes, layout: str, hints: Hints) -> network.NetworkConfig:
+    categories, action, _ = shapes["action_encoder.W1.W"]
+    _, state, hidden = shapes["state_encoder.layer1.W"]
+    return network.NetworkConfig(
+        dit=_dit_sized(shapes, layout, hints),
+        state=state,
+        action=action,
+        hidden=hidden,
+        categories=categories,
+        block_frames=hints.get("num_frame_per_block", 2),
+        block_actions=hints.get("num_action_per_block", 24),
+    )
+
+
+def _dreamzero_inputs(config: network.NetworkConfig) -> tuple[Any, ...]:
+    latents, _, text, image = _dit_inputs(config.dit)
+    frames = jnp.repeat(latents, 1 + config.block_frames, axis=1)
+    actions = jnp.zeros((1, config.block_actions, config.action))
+    robot = network.Robot(actions, actions[..., 0], jnp.zeros((1, 1, config.state)), jnp.zeros(1, int))
+    return network.Clip(frames, frames, jnp.zeros(frames.shape[:2])), robot, text, image
+
+
+def _dreamzero_described(config: network.NetworkConfig, layout: str) -> dict[str, Any]:
+    described = _dit_described(config.dit, layout) | {"_class_name": "CausalWanModel"}
+    blocks = {"num_frame_per_block": config.block_frames, "num_action_per_block": config.block_actions}
+    sizes = {"action_dim": config.action, "max_state_dim": config.state, "hidden_size": config.hidden}
+    return described | blocks | sizes
+
+
 KINDS = {
+    # Before Wan's own transformer, whose tensors it has too.
+    "dreamzero": Kind(
+        config=network.NetworkConfig,
+        module=network.DreamZeroNetwork,
+        inputs=_dreamzero_inputs,
+        keymap=dreamzero.keymap,
+        signature={"original": "action_encoder.W1.W"},
+        sized=_dreamzero_sized,
+        described=_dreamzero_described,
+        stem={"original": "model"},
+        rules=dit.PARTITIONS,
+    ),
     "wan_dit": Kind(
         config=dit.WanDiTConfig,
         module=dit.WanDiT,
@@ -283,11 +326,21 @@ KINDS = {
         sized=_clip_sized,
         described=_clip_described,
         stem={"original": "models_clip_open-clip-xlm-roberta-large-vit-huge-14", "diffusers": "model"},
-        unused=("textual.", "log_scale", "embeddings.position_ids"),
-        left={"diffusers": ("projection",)},
+        unused=("textual.", "embeddings.position_ids"),
+        left={"diffusers": ("projection", "log_scale")},
     ),
 }
 """By the name that imported folders carry."""
+
+BUNDLES: Mapping[str, Mapping[str, str]] = {
+    "dreamzero": {
+        "transformer": "action_head.model.",
+        "text_encoder": "action_head.text_encoder.",
+        "image_encoder": "action_head.image_encoder.model.",
+        "vae": "action_head.vae.model.",
+    },
+}
+"""Kinds of transformer that are published together with other components: each with the start of its tensors' names."""
 
 PREFIXES = ("model.diffusion_model.", "vision_model.", "module.")
 """Put before all names of a file by some tools, and dropped."""

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
 from wamjax.interop import wan_dit
-from wamjax.interop.keymap import TABLE, KeyMap, Layout, Source
+from wamjax.interop.keymap import TABLE, KeyMap, Layout, Source, complain, flatten
 from wamjax.policies.dreamzero.network import NetworkConfig
+from wamjax.policies.dreamzero.policy import DreamZero
 
 CATEGORIES = Layout((0, 1, 2))
 """(k, in, out) there and here."""
@@ -14,6 +20,35 @@ CODECS = {
     **{f"action_encoder/layer{i}": f"action_encoder.W{i}" for i in (1, 2, 3)},
 }
 """Category linears: path here to name there."""
+
+
+def lacking(policy: DreamZero, found: Mapping[str, Any]) -> set[str]:
+    """Parameters of a policy's network that a checkpoint does not have.
+
+    Raises:
+        UserError: parameters that the network does not have, or of another shape.
+    """
+    expected = flatten(jax.eval_shape(policy.init, jax.random.key(0)))
+    complain(
+        "starting weights",
+        unexpected=found.keys() - expected.keys(),
+        misshapen=[
+            f"{path} {found[path].shape}, not {expected[path].shape}"
+            for path in found.keys() & expected.keys()
+            if tuple(found[path].shape) != expected[path].shape
+        ],
+    )
+    return expected.keys() - found.keys()
+
+
+def drawn(policy: DreamZero, paths: set[str], seed: int) -> dict[str, Any]:
+    """Random parameters at some paths only; the others are not even drawn."""
+
+    def init(key: jax.Array) -> dict[str, Any]:
+        every = flatten(policy.init(key))
+        return {path: every[path] for path in paths}
+
+    return jax.jit(init)(jax.random.key(seed)) if paths else {}
 
 
 def keymap(config: NetworkConfig, layout: str = "original") -> KeyMap:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wamjax.interop.keymap import LINEAR, TABLE, VECTOR, KeyMap, Layout, Source, place, stacked
+from wamjax.interop.keymap import LINEAR, SCALAR, TABLE, VECTOR, KeyMap, Layout, Source, place, stacked
 from wamjax.networks.clip import CLIPVisionConfig
 from wamjax.networks.umt5 import UMT5Config
 
@@ -82,6 +82,8 @@ def clip_vision(config: CLIPVisionConfig, layout: str) -> KeyMap:
             rows[f"blocks/{path}/{leaf}"] = stacked([f"{block}.{n}.{tensor}" for n in names], how, config.layers)
     if config.projection and layout == "original":  # transformers' tower has no head
         rows["projection"] = Source(("visual.head",), TABLE)
+    if config.temperature and layout == "original":
+        rows["log_scale"] = Source(("log_scale",), SCALAR)
     for path, name in (("norm_in", norm_in), ("norm_out", norm_out)):
         rows[f"{path}/scale"] = Source((f"{name}.weight",), VECTOR)
         rows[f"{path}/bias"] = Source((f"{name}.bias",), VECTOR)

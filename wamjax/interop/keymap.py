@@ -38,6 +38,8 @@ class Layout:
 
 
 VECTOR = Layout((0,))
+SCALAR = Layout((), ours_alone=(0,))
+"""() there, (1) here."""
 TABLE = Layout((0, 1))
 LINEAR = Layout((1, 0))
 """(out, in) there, (in, out) here."""
@@ -116,7 +118,7 @@ KeyMap = Mapping[str, Source]
 def packed(array: np.ndarray, block: int = 128) -> np.ndarray:
     """The array without gaps in memory. A transposed matrix goes block by block, seven times as fast as at once."""
     if array.ndim != 2 or array.flags.c_contiguous:
-        return np.ascontiguousarray(array)
+        return np.ascontiguousarray(array).reshape(array.shape)
     result = np.empty(array.shape, array.dtype)
     for start in range(0, array.shape[1], block):
         result[:, start : start + block] = array[:, start : start + block]

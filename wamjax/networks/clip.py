@@ -25,7 +25,8 @@ class CLIPVisionConfig:
         image, patch: edges in pixels.
         width, heads, mlp, layers: of the transformer.
         used: blocks that run. The others, and the last norm, are carried along for export,
-        projection: as is the head of the original files, of so many outputs; 0 where there is none.
+        projection: as is the head of the original files, of so many outputs; 0 where there is none;
+        temperature: and the contrast's temperature, where they have it.
     """
 
     image: int = 224
@@ -36,6 +37,7 @@ class CLIPVisionConfig:
     layers: int = 32
     used: int = 31
     projection: int = 0
+    temperature: bool = False
 
 
 class CLIPVision(nn.Module):
@@ -64,6 +66,8 @@ class CLIPVision(nn.Module):
         AffineNorm(1e-5, name="norm_out")(x)  # only to hold its parameters
         if c.projection:
             self.param("projection", nn.initializers.normal(0.02), (c.width, c.projection))
+        if c.temperature:
+            self.param("log_scale", nn.initializers.zeros, (1,))
 
         def layer(x: Array, params: Any) -> tuple[Array, None]:
             result: Any = block.apply({"params": params}, x)

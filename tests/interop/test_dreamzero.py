@@ -1,0 +1,223 @@
+"""DreamZero's checkpoints: one set of files with all networks, adapters, runs; in and out, bit for bit."""
+
+import functools
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from tests.parity.recipe import DREAMZEROS, FOLDER, draw, weights
+from tests.policies.dreamzero.tiny import built, small, statistics
+from wamjax.cli._released import Wanted, released
+from wamjax.cli.main import main
+from wamjax.interop import load
+from wamjax.interop.checkpoint import components, of_params
+from wamjax.interop.components import BUNDLES, KINDS
+from wamjax.interop.dreamzero import drawn, lacking
+from wamjax.interop.keymap import flatten
+from wamjax.networks.clip import CLIPVisionConfig
+from wamjax.networks.umt5 import UMT5Config
+from wamjax.networks.wan.vae import WanVAEConfig
+from wamjax.policies.dreamzero.config import SamplingConfig
+from wamjax.policies.dreamzero.network import Clip, Robot
+
+CASE = "i2v_1"
+OTHERS = {
+    "text_encoder": ("umt5", UMT5Config(vocabulary=100, width=32, heads=4, head_dim=8, mlp=48, layers=2)),
+    "image_encoder": ("clip", CLIPVisionConfig(28, 14, 1280, 16, 48, 2, 1, projection=16, temperature=True)),
+    "vae": ("wan_vae", WanVAEConfig(width=8, decoder_width=8, latent=16)),
+}
+HINTS = {"num_heads": 4}
+
+
+@functools.cache
+def published() -> dict[str, np.ndarray]:
+    """Every tensor of a tiny checkpoint by its full name; the network's are those of the parity fixture."""
+    network = weights(json.loads(str(np.load(FOLDER / f"dreamzero_{CASE}.npz")["shapes"])), 3)
+    parts = {"transformer": network}
+    for name, (kind, config) in OTHERS.items():
+        keymap, shapes = KINDS[kind].keymap(config, "original"), KINDS[kind].shapes(config)
+        theirs = {k: s for path, source in keymap.items() for k, s in source.shapes(shapes[path].shape).items()}
+        parts[name] = weights(theirs, 7)
+    return {BUNDLES["dreamzero"][n] + key: np.asarray(t) for n, part in parts.items() for key, t in part.items()}
+
+
+def write(folder: Path, tensors: dict[str, np.ndarray], files: int = 3) -> Path:
+    """A sharded checkpoint with its settings, as published."""
+    folder.mkdir()
+    index = {}
+    for i in range(files):
+        name = f"model-{i + 1:05}-of-{files:05}.safetensors"
+        part = dict(list(tensors.items())[i::files])
+        save_file({key: np.ascontiguousarray(t).reshape(t.shape) for key, t in part.items()}, folder / name)
+        index |= dict.fromkeys(part, name)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    (folder / "config.json").write_text(json.dumps(HINTS))
+    robot = built("large")[0]
+    (folder / "experiment_cfg").mkdir()
+    metadata = {robot.embodiment.tag: {"statistics": statistics(robot)}}
+    (folder / "experiment_cfg" / "metadata.json").write_text(json.dumps(metadata))
+    return folder
+
+
+def read(folder: Path) -> dict[str, np.ndarray]:
+    return {key: t for file in sorted(folder.glob("*.safetensors")) for key, t in load_file(file).items()}
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("dreamzero")
+    source = write(folder / "published", published())
+    assert main(["import", str(source), str(folder / "imported")]) == 0
+    return folder / "imported"
+
+
+def outputs(params, module):
+    x = DREAMZEROS[CASE].inputs(3)
+    clean, noisy = (jnp.concatenate([x[name], x["beside"]], axis=-1) for name in ("clean", "noisy"))
+    robot = Robot(x["action"], x["timestep_action"], x["state"], jnp.zeros(2, int))
+    run = jax.jit(module.apply)
+    return run({"params": params}, Clip(clean, noisy, jnp.asarray(x["timestep"])), robot, x["text"], x["image"])
+
+
+def test_an_imported_network_computes_what_the_published_code_does(imported):
+    assert components(imported).keys() == BUNDLES["dreamzero"].keys()
+    loaded = load(imported, "transformer")
+    expected = np.load(FOLDER / f"dreamzero_{CASE}.npz")
+    video, action = outputs(loaded.params, loaded.module)
+    np.testing.assert_allclose(video, expected["video"], rtol=0, atol=2e-5)
+    np.testing.assert_allclose(action, expected["action"], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("again", ["imported", "published"])
+def test_export_gives_every_tensor_back(imported, tmp_path, again):
+    source = imported if again == "imported" else imported.parent / "published"
+    assert main(["export", str(source), str(tmp_path / "hub")]) == 0
+    found, expected = read(tmp_path / "hub"), published()
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].shape == tensor.shape
+        np.testing.assert_array_equal(found[name], tensor, err_msg=name)
+    settings = "experiment_cfg/metadata.json"
+    assert (tmp_path / "hub" / settings).read_text() == (imported / settings).read_text()
+    described = json.loads((tmp_path / "hub" / "config.json").read_text())
+    assert (described["num_heads"], described["action_dim"], described["num_action_per_block"]) == (4, 32, 24)
+
+
+NETWORK = "action_head.model."
+ADAPTED = ("blocks.0.self_attn.q", "blocks.1.cross_attn.o", "blocks.1.ffn.0")
+
+
+def adapters(rank: int = 2) -> dict[str, np.ndarray]:
+    found = {}
+    for name in ADAPTED:
+        out, inside = published()[f"{NETWORK}{name}.weight"].shape
+        start = f"{NETWORK}base_model.model.{name}"
+        found[f"{start}.lora_A.default.weight"] = draw(f"{name} a", (rank, inside), 0)
+        found[f"{start}.lora_B.default.weight"] = draw(f"{name} b", (out, rank), 0)
+    return found
+
+
+def merged() -> dict[str, np.ndarray]:
+    """The published tensors with alpha / r B A = 4 / 2 B A added by hand."""
+    tensors, change = dict(published()), adapters()
+    for name in ADAPTED:
+        start = f"{NETWORK}base_model.model.{name}"
+        b, a = change[f"{start}.lora_B.default.weight"], change[f"{start}.lora_A.default.weight"]
+        tensors[f"{NETWORK}{name}.weight"] = tensors[f"{NETWORK}{name}.weight"] + 2 * b @ a
+    return tensors
+
+
+def test_adapters_beside_their_weights_are_added(tmp_path):
+    tensors = {}
+    for name, tensor in published().items():
+        if name.startswith(NETWORK):
+            module, leaf = name.removeprefix(NETWORK).rsplit(".", 1)
+            name = f"{NETWORK}base_model.model.{module}{'.base_layer' * (module in ADAPTED)}.{leaf}"
+        tensors[name] = tensor
+    source = write(tmp_path / "published", tensors | adapters())
+    ours = flatten(load(source, "transformer").params)
+    theirs = flatten(load(write(tmp_path / "merged", merged()), "transformer").params)
+    assert ours.keys() == theirs.keys()
+    for path, leaf in theirs.items():
+        np.testing.assert_allclose(ours[path], leaf, rtol=0, atol=1e-6, err_msg=path)
+
+
+def test_adapters_alone_need_their_base(imported, tmp_path, capsys):
+    codecs = {
+        key.replace(NETWORK, f"{NETWORK}base_model.model."): -tensor
+        for key, tensor in published().items()
+        if any(part in key for part in ("state_encoder", "action_encoder", "action_decoder"))
+    }
+    source = write(tmp_path / "adapters", adapters() | codecs)
+    assert main(["import", str(source), str(tmp_path / "without")]) != 0
+    assert "name the checkpoint they were trained on as base" in capsys.readouterr().err
+    base = str(imported.parent / "published")
+    assert main(["import", str(source), str(tmp_path / "with"), "--base", base]) == 0
+    found = flatten(load(tmp_path / "with").params)
+    theirs = flatten(load(write(tmp_path / "merged", merged()), "transformer").params)
+    for path, leaf in theirs.items():
+        expected = -leaf if path.startswith(("state", "action")) else leaf
+        np.testing.assert_allclose(found[path], expected, rtol=0, atol=1e-6, err_msg=path)
+    assert main(["import", base, str(tmp_path / "again"), "--base", base]) != 0
+    assert "holds no adapters" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.pop(f"{NETWORK}blocks.1.self_attn.o.bias"), "1 missing (blocks.1.self_attn.o.bias)"),
+        (lambda t: t.update({f"{NETWORK}blocks.1.register": np.zeros(3)}), "1 unexpected (blocks.1.register)"),
+        (lambda t: t.update({f"{NETWORK}action_encoder.W3.b": np.zeros((1, 3))}), "1 misshapen (action_encoder.W3.b"),
+        (lambda t: t.update({"action_head.critic.weight": np.zeros(3)}), "1 unexpected (action_head.critic.weight)"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path, capsys, change, message):
+    tensors = dict(published())
+    change(tensors)
+    source = write(tmp_path / "published", tensors)
+    assert main(["import", str(source), str(tmp_path / "ours")]) != 0
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "ours").exists()
+
+
+def test_a_checkpoint_becomes_a_policy_that_acts(imported, monkeypatch):
+    wanted = Wanted("droid", size=(18, 32), sampling=SamplingConfig(steps=2, reuse="none"))
+    monkeypatch.setattr("wamjax.cli._released.PICTURES", {8: (built("large")[0].config.canvas, None)})
+    monkeypatch.setattr("wamjax.policies.dreamzero.frozen.UMT5Text.tokenize", lambda self, text: np.arange(1, 9))
+    policy, params, frozen = released(imported, wanted)
+    now = {
+        "frames": np.zeros((1, 3, 18, 32, 3), np.uint8),
+        "state": np.zeros((1, 8), np.float32),
+        "language": policy.tokenize("push")[None],
+    }
+    state = jax.jit(policy.reset)(params, frozen, now)
+    actions, _ = jax.jit(policy.act)(params, frozen, state, now, policy.draw_act(jax.random.key(0), 1))
+    assert actions.shape == (1, 24, 8)
+    assert np.isfinite(actions).all()
+
+
+def test_training_may_begin_with_a_part_of_the_weights():
+    policy = small()
+    full = flatten(jax.eval_shape(policy.init, jax.random.key(0)))
+    transformer = {path: leaf for path, leaf in full.items() if path.startswith("dit/")}
+    missing = lacking(policy, transformer)
+    assert missing == {path for path in full if not path.startswith("dit/")}
+    some = drawn(policy, missing, seed=0)
+    assert {path: leaf.shape for path, leaf in some.items()} == {path: full[path].shape for path in missing}
+    every = flatten(policy.init(jax.random.key(0)))
+    for path, leaf in some.items():
+        np.testing.assert_allclose(leaf, every[path], rtol=1e-5, atol=1e-7)
+
+
+def test_parameters_in_memory_are_a_component():
+    policy, params, _ = built("small")
+    component = of_params(policy.network, params)
+    assert component.kind == "dreamzero"
+    assert component.leaves.keys() == flatten(params).keys()
