@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import wamjax
+from tests.interop.test_dreamzero import published, read, write
 from wamjax.cli import _experiment
 from wamjax.cli.main import main
 from wamjax.training.checkpoint import Checkpoints
@@ -107,6 +108,35 @@ def test_a_policy_that_reads_through_pretrained_networks_asks_for_them(dataset, 
 def test_kinds_of_parts_are_told_apart_by_name(dataset, tmp_path, capsys):
     assert train(dataset, tmp_path / "run", "policy.frames={'kind': 'wavelets'}") != 0
     assert "'policy.frames.kind' must be one of 'wan', 'patches', not 'wavelets'" in capsys.readouterr().err
+
+
+PRETRAINED = (
+    "policy.network={'dit': {'width': 48, 'mlp': 64, 'heads': 4, 'layers': 2, 'inputs': 36, 'text': 32, 'image': 1280},"
+    " 'hidden': 24, 'block_actions': 8}",
+    "policy.frames={'kind': 'wan', 'vae': {'width': 8, 'decoder_width': 8, 'latent': 16}}",
+    "policy.text={'kind': 'umt5', 'length': 8, 'encoder': {'vocabulary': 100, 'width': 32, 'heads': 4, 'head_dim': 8,"
+    " 'mlp': 48, 'layers': 2}}",
+    "policy.image={'image': 28, 'width': 1280, 'mlp': 48, 'layers': 2, 'used': 1, 'projection': 16,"
+    " 'temperature': True}",
+    *("policy.blocks=1", "train.batch_size=2", "train.steps=1", "train.validate_every=10"),
+)
+
+
+def test_published_weights_are_trained_on_and_handed_back(dataset, tmp_path, monkeypatch):
+    """From a published checkpoint through a step of training to a checkpoint of the same names."""
+    monkeypatch.setattr("wamjax.policies.dreamzero.frozen.UMT5Text.tokenize", lambda self, text: np.arange(1, 9))
+    source = write(tmp_path / "published", published())
+    run, hub = tmp_path / "run", tmp_path / "hub"
+    assert train(dataset, run, *PRETRAINED, f"weights={source}", "train.optimizer.learning_rate=1e-6") == 0
+    assert main(["export", str(run), str(hub)]) == 0
+    found, before = read(hub), published()
+    assert found.keys() == before.keys()
+    moved = {name for name, tensor in before.items() if not np.array_equal(found[name], tensor)}
+    assert moved
+    assert all(name.startswith("action_head.model.") for name in moved)
+    assert max(np.abs(found[name] - before[name]).max() for name in moved) < 1e-3
+    metadata = json.loads((hub / "experiment_cfg" / "metadata.json").read_text())
+    assert len(metadata["metaworld_sawyer"]["statistics"]["action"]["action"]["q99"]) == 4
 
 
 @pytest.mark.slow
