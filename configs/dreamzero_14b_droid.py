@@ -28,7 +28,7 @@ RECIPE = {
             "decay_fraction": 0.95,
             "final_fraction": 0.0,
         },
-        **{"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 1e-5, "ema": 0.0},
+        **{"b1": 0.95, "b2": 0.999, "eps": 1e-8, "weight_decay": 1e-5, "ema": 0.0},
         # Matrices, adapters, root-mean-square norms and modulation; neither biases nor layer norms.
         "decayed": (
             *(r"kernel(/[ab])?", "patch_kernel", "modulation", "head_modulation", r"norm_(q|k|k_img)/scale"),
