@@ -116,8 +116,7 @@ PRETRAINED = (
     "policy.frames={'kind': 'wan', 'vae': {'width': 8, 'decoder_width': 8, 'latent': 16}}",
     "policy.text={'kind': 'umt5', 'length': 8, 'encoder': {'vocabulary': 100, 'width': 32, 'heads': 4, 'head_dim': 8,"
     " 'mlp': 48, 'layers': 2}}",
-    "policy.image={'image': 28, 'width': 1280, 'mlp': 48, 'layers': 2, 'used': 1, 'projection': 16,"
-    " 'temperature': True}",
+    "policy.image={'image': 28, 'width': 1280, 'mlp': 48, 'layers': 2, 'used': 1}",
     *("policy.blocks=1", "train.batch_size=2", "train.steps=1", "train.validate_every=10"),
 )
 

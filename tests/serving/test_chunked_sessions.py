@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from tests.policies.dreamzero.tiny import built
+from wamjax.cli.serve import _rounded
 from wamjax.serving.agent import Observation
 from wamjax.serving.policy_agent import Interface, PolicyAgent
 
@@ -56,3 +57,12 @@ def test_the_imagined_frames_are_a_film_of_the_canvas(agent):
     film = decision.video()
     assert film.shape == (8, 16, 32, 3)
     assert film.dtype == np.uint8
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_rounded_weights_act_nearly_the_same(agent, kind, capsys):
+    policy, params, frozen = built("small")
+    rounded = PolicyAgent(policy, _rounded(params, kind), frozen, agent._interface)
+    assert f"kernels in {kind}: relative error up to" in capsys.readouterr().out
+    exact, near = (one.act(one.start("push", seen(4, 0)), seen(4, 0)).actions for one in (agent, rounded))
+    assert 0 < np.abs(exact - near).max() < 0.2 * np.abs(exact).max()

@@ -97,7 +97,9 @@ def parts_of_run(run: Path) -> dict[str, Component]:
     if isinstance(config.text, UMT5Text):
         parts["text_encoder"] = of_params(UMT5Encoder(config.text.encoder), frozen["text"])
     if config.image is not None:
-        parts["image_encoder"] = of_params(CLIPVision(config.image), frozen["image"])
+        carried = {"projection": frozen["image"].get("projection", np.zeros((0, 0))).shape[1]}
+        carried["temperature"] = "log_scale" in frozen["image"]
+        parts["image_encoder"] = of_params(CLIPVision(dataclasses.replace(config.image, **carried)), frozen["image"])
     return parts
 
 

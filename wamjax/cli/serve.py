@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from wamjax.policies.contract import Params
     from wamjax.serving.agent import Agent
 
 HELP = "serve a policy over a websocket"
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--compute", choices=("float32", "bfloat16"), default="bfloat16", help="of the checkpoint (default: bfloat16)"
     )
+    what.add_argument("--weights", choices=("int8", "fp8"), help="round the blocks' weights to 8 bits; says the error")
     what.add_argument(
         "--camera",
         action="append",
@@ -142,7 +144,7 @@ def _of_checkpoint(args: argparse.Namespace) -> Agent:
         fresh_noise=not args.same_noise,
         video_fps=robot.fps / robot.video_stride,
     )
-    return PolicyAgent(policy, params, frozen, interface)
+    return PolicyAgent(policy, _rounded(params, args.weights), frozen, interface)
 
 
 def _of_run(args: argparse.Namespace) -> Agent:
@@ -165,7 +167,20 @@ def _of_run(args: argparse.Namespace) -> Agent:
         seed=args.seed,
         fresh_noise=not args.same_noise,
     )
-    return PolicyAgent(loaded.policy, loaded.params, loaded.frozen, interface)
+    return PolicyAgent(loaded.policy, _rounded(loaded.params, args.weights), loaded.frozen, interface)
+
+
+def _rounded(params: Params, kind: str | None) -> Params:
+    """Parameters in the numbers asked for; says what the rounding costs."""
+    if kind is None:
+        return params
+    from wamjax.interop.quantise import quantise, report
+
+    rounded = quantise(params, kind)
+    errors = report(params, rounded)
+    worst = max(errors, key=errors.__getitem__)
+    print(f"{len(errors)} kernels in {kind}: relative error up to {errors[worst]:.2%} ({worst})", flush=True)
+    return rounded
 
 
 def _renamed(cameras: tuple[str, ...], changes: list[str]) -> tuple[str, ...]:

@@ -1,0 +1,75 @@
+"""`wamjax bench` as a user types it, with tiny networks."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from wamjax.cli.main import main
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+TINY = (
+    *("policy.network.dit.width=48", "policy.network.dit.mlp=64", "policy.network.dit.heads=4"),
+    *("policy.network.dit.layers=2", "policy.network.dit.text=32", "policy.network.dit.text_length=12"),
+    *("policy.network.dit.image=32", "policy.network.hidden=24", "policy.text.length=12", "policy.blocks=2"),
+    *("policy.text.encoder.width=32", "policy.text.encoder.layers=1", "policy.text.encoder.heads=2"),
+    *("policy.text.encoder.mlp=32", "policy.text.encoder.vocabulary=99", "policy.canvas.height=16"),
+    *("policy.canvas.width=16", "policy.frames.vae.width=8", "policy.frames.vae.decoder_width=8"),
+    *("policy.image.image=28", "policy.image.width=32", "policy.image.heads=4", "policy.image.mlp=48"),
+)
+STAGES = ("text encoder", "image encoder", "VAE encode, condition", "VAE encode, block", "prefill", "denoise, one run")
+
+
+def bench(*options: str, name: str = "dreamzero_bench", overrides: tuple[str, ...] = TINY) -> int:
+    changes = [part for override in overrides for part in ("--set", override)]
+    return main(
+        ["bench", "--config", str(CONFIGS / f"{name}.py"), "--repeats", "2", "--frame", "18x32", *options, *changes]
+    )
+
+
+def test_the_table_has_the_stages_and_the_file_the_numbers(tmp_path, capsys):
+    out = tmp_path / "new" / "bench.json"
+    assert bench("--json", str(out), "--train", "--sessions", "2") == 0
+    printed = capsys.readouterr().out
+    rows = {line.split(" | ")[0].strip("|· ") for line in printed.splitlines() if line.startswith("|")}
+    whole = {"reset", "observe, window not full", "observe, window full (restart)", "act"}
+    assert rows >= {*whole, *STAGES, "decode"}
+    assert "one chunk: " in printed
+    assert "MFU" in printed
+    numbers = json.loads(out.read_text())
+    assert {"device", "versions", "peak", "weights", "rows", "train", "config", "sessions"} <= set(numbers)
+    by_name = {row["name"]: row for row in numbers["rows"]}
+    assert by_name["denoise, one run"]["per_chunk"] == 8
+    assert by_name["image encoder"]["per_chunk"] == 0.5  # a window of two blocks begins anew at every second chunk
+    assert all(len(row["seconds"]) == 2 and 0 < row["least"] <= row["median"] for row in by_name.values())
+    chunk = sum(row["median"] * row["per_chunk"] for row in by_name.values() if not row["part"])
+    assert numbers["chunk_seconds"] == pytest.approx(chunk)
+    assert by_name["denoise, one run"]["flops"] > by_name["prefill"]["flops"] > 0
+    assert numbers["train"]["tokens"] > 0
+
+
+def test_stages_that_a_policy_lacks_are_not_there(capsys):
+    """The demo's DreamZero: linear frames, hashed words, no image."""
+    small = ("policy.network.dit.width=48", "policy.network.dit.layers=1", "policy.sampling.window=slide")
+    assert bench(name="dreamzero_small", overrides=(*small, "policy.sampling.reuse=dynamic")) == 0
+    printed = capsys.readouterr().out
+    assert "prefill" in printed
+    assert "(slide) | " in printed
+    assert "at most so many runs" in printed
+    assert not any(stage in printed for stage in STAGES[:3])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", str(CONFIGS / "dreamzero_bensh.py")], "did you mean 'dreamzero_bench.py'?"),
+        (["--config", str(CONFIGS / "metaworld_joint.py")], "takes its sizes from a dataset"),
+        (["--config", str(CONFIGS / "dreamzero_bench.py"), "--frame", "180"], "write height and width"),
+        (["--config", str(CONFIGS / "dreamzero_bench.py"), "--repeats", "0"], "at least 1"),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message, capsys):
+    assert main(["bench", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
