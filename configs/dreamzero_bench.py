@@ -1,6 +1,6 @@
 """A mid-size DreamZero for timing on a processor: all of Wan's parts, each with fewer or narrower layers.
 
-The transformer has 185 million parameters and head size 128, reads Wan2.1's 36 latent channels, 512 text tokens and 257
+The transformer has 169 million parameters and head size 128, reads Wan2.1's 36 latent channels, 512 text tokens and 257
 image tokens, and sees DROID's canvas at 96x160 pixels: 60 tokens a latent frame, 145 tokens a denoising run. It is
 timed, never trained to do anything:
 

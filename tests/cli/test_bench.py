@@ -14,10 +14,20 @@ TINY = (
     *("policy.network.dit.image=32", "policy.network.hidden=24", "policy.text.length=12", "policy.blocks=2"),
     *("policy.text.encoder.width=32", "policy.text.encoder.layers=1", "policy.text.encoder.heads=2"),
     *("policy.text.encoder.mlp=32", "policy.text.encoder.vocabulary=99", "policy.canvas.height=16"),
-    *("policy.canvas.width=16", "policy.frames.vae.width=8", "policy.frames.vae.decoder_width=8"),
+    "policy.canvas.width=16",
     *("policy.image.image=28", "policy.image.width=32", "policy.image.heads=4", "policy.image.mlp=48"),
 )
-STAGES = ("text encoder", "image encoder", "VAE encode, condition", "VAE encode, block", "prefill", "denoise, one run")
+VAE = ("policy.frames.vae.width=8", "policy.frames.vae.decoder_width=8")
+LINEAR = ("policy.frames={'kind': 'patches', 'patch': 8, 'components': 4}",)
+STAGES = (
+    "text encoder",
+    "image encoder",
+    "encode, condition",
+    "encode, block",
+    "prefill",
+    "denoise, one run",
+    "decode",
+)
 
 
 def bench(*options: str, name: str = "dreamzero_bench", overrides: tuple[str, ...] = TINY) -> int:
@@ -27,13 +37,16 @@ def bench(*options: str, name: str = "dreamzero_bench", overrides: tuple[str, ..
     )
 
 
-def test_the_table_has_the_stages_and_the_file_the_numbers(tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("frames", "codec"), [(LINEAR, "codec"), pytest.param(VAE, "VAE", marks=pytest.mark.slow)], ids=["linear", "vae"]
+)
+def test_the_table_has_the_stages_and_the_file_the_numbers(frames, codec, tmp_path, capsys):
     out = tmp_path / "new" / "bench.json"
-    assert bench("--json", str(out), "--train", "--sessions", "2") == 0
+    assert bench("--json", str(out), "--train", "--sessions", "2", overrides=TINY + frames) == 0
     printed = capsys.readouterr().out
-    rows = {line.split(" | ")[0].strip("|· ") for line in printed.splitlines() if line.startswith("|")}
+    rows = {line.split(" | ")[0].strip("|· ").removeprefix(f"{codec} ") for line in printed.splitlines()}
     whole = {"reset", "observe, window not full", "observe, window full (restart)", "act"}
-    assert rows >= {*whole, *STAGES, "decode"}
+    assert rows >= {*whole, *STAGES}
     assert "one chunk: " in printed
     assert "MFU" in printed
     numbers = json.loads(out.read_text())
@@ -56,7 +69,7 @@ def test_stages_that_a_policy_lacks_are_not_there(capsys):
     assert "prefill" in printed
     assert "(slide) | " in printed
     assert "at most so many runs" in printed
-    assert not any(stage in printed for stage in STAGES[:3])
+    assert not any(stage in printed for stage in ("text encoder", "image encoder", "VAE", "condition"))
 
 
 @pytest.mark.parametrize(

@@ -258,7 +258,11 @@ def contests(folder: str, name: str) -> None:
         return ours.call(ours.params, ours.one, single, 500.0, video, action)
 
     compare("call", our_call()[0], call(model)()[0].permute(0, 2, 3, 4, 1))
-    row(name, "one denoising call, seven frames known", {"wamjax": our_call, "eager": call(model), "compiled": call(compiled)})
+    row(
+        name,
+        "one denoising call, seven frames known",
+        {"wamjax": our_call, "eager": call(model), "compiled": call(compiled)},
+    )
 
     def our_chunk() -> Any:
         return ours.chunk(ours.params, ours.memory, keys)

@@ -97,7 +97,9 @@ def _weights(policy: DreamZero, dtype: str) -> tuple[Any, Any]:
     from wamjax.evaluation.latency import random_like
     from wamjax.policies.dreamzero import stages
 
-    frames = np.random.default_rng(0).integers(0, 256, (16, policy.height, policy.width, 3), np.uint8)
+    rows, columns, _ = policy.latent_size
+    factor = policy.config.frames.factor
+    frames = np.random.default_rng(0).integers(0, 256, (16, factor * rows, factor * columns, 3), np.uint8)
     given = random_like(stages.pretrained_shapes(policy), 1, policy.config.compute)
     frozen = policy.freeze(frames, stages.statistics(policy), given)
     return random_like(jax.eval_shape(policy.init, jax.random.key(0)), 0, dtype), jax.device_put(frozen)

@@ -6,7 +6,7 @@ Everything is pure and jit-able. Noise is an argument (`Draws`), so that a run c
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -100,6 +100,25 @@ class Pass:
     queries: int
     repeats: int = 1
     trained: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A part of an action chunk's work that can be run, and timed, apart from the rest; pure functions.
+
+    Attributes:
+        name: what runs.
+        per_chunk: how often, on average over a long session.
+        prepare: (params, frozen, session, observation, draws) -> what `run` reads; not part of the work.
+        run: (params, frozen, prepared) -> arrays.
+        cost: its network pass for one session, where operations are counted.
+    """
+
+    name: str
+    per_chunk: float
+    prepare: Callable[..., Any]
+    run: Callable[[Params, Params, Any], Any]
+    cost: Pass | None = None
 
 
 class Policy(Protocol):
