@@ -366,6 +366,8 @@ def test_published_step_schedules():
     assert {n: len(steps) for n, steps in COMPUTED_STEPS.items()} == {5: 5, 6: 6, 7: 7, 8: 8}
     with pytest.raises(ValueError, match="static schedule has 16 steps"):
         SamplingConfig(steps=10)
+    with pytest.raises(ValueError, match="which video 'noise' has none of"):
+        SamplingConfig(reuse="dynamic", video="noise")
 
 
 def split_guidance() -> None:

@@ -56,6 +56,8 @@ class SamplingConfig:
                 f"the static schedule has 16 steps and computes {', '.join(map(str, COMPUTED_STEPS))} of them, "
                 f"not {self.computed} of {self.steps}: choose reuse 'none' or 'dynamic'"
             )
+        if self.reuse == "dynamic" and self.video == "noise":
+            raise ValueError("reuse 'dynamic' follows the frames' velocities, which video 'noise' has none of")
         if self.steps < 1 or not 0 <= self.final_noise < 1:
             raise ValueError(f"steps={self.steps}, final_noise={self.final_noise}: at least 1, and in [0, 1)")
 
@@ -85,7 +87,7 @@ class DreamZeroConfig:
         prompts: texts around an instruction; None takes the robot's own.
         canvas: how views become one picture. resized: height and width that it is resized to (5B), or None.
         frames, text, image: the frozen encoders.
-        blocks: of a training clip, at most; and the frames of a session's window are 1 + 2 blocks.
+        blocks: of a training clip, at most; a session knows the frames of one block less, and denoises the last.
         alpha: noisy frames in training: the share of noise is Beta(alpha, 1); 1 is even.
         coupled: whether actions share their block's noise level; else every action has its own (DreamZero-Flash).
         sampling: how to act.
