@@ -31,7 +31,9 @@ OTHERS = {
     "image_encoder": ("clip", CLIPVisionConfig(28, 14, 1280, 16, 48, 2, 1, projection=16, temperature=True)),
     "vae": ("wan_vae", WanVAEConfig(width=8, decoder_width=8, latent=16)),
 }
-HINTS = {"num_heads": 4}
+MODEL = {"model_type": "i2v", "num_heads": 4, "num_frame_per_block": 2, "num_action_per_block": 24}
+SETTINGS = {"action_head_cfg": {"config": {"lora_rank": 2, "lora_alpha": 8, "train_architecture": "full"}}}
+SETTINGS["action_head_cfg"]["config"]["diffusion_model_cfg"] = MODEL
 
 
 @functools.cache
@@ -56,10 +58,12 @@ def write(folder: Path, tensors: dict[str, np.ndarray], files: int = 3) -> Path:
         save_file({key: np.ascontiguousarray(t).reshape(t.shape) for key, t in part.items()}, folder / name)
         index |= dict.fromkeys(part, name)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
-    (folder / "config.json").write_text(json.dumps(HINTS))
+    (folder / "config.json").write_text(json.dumps(SETTINGS))
     robot = built("large")[0]
     (folder / "experiment_cfg").mkdir()
-    metadata = {robot.embodiment.tag: {"statistics": statistics(robot)}}
+    pictures = {camera: {"resolution": [32, 18]} for camera in robot.embodiment.cameras}
+    modalities = {"video": pictures}
+    metadata = {robot.embodiment.tag: {"statistics": statistics(robot), "modalities": modalities}}
     (folder / "experiment_cfg" / "metadata.json").write_text(json.dumps(metadata))
     return folder
 
@@ -102,10 +106,15 @@ def test_export_gives_every_tensor_back(imported, tmp_path, again):
     for name, tensor in expected.items():
         assert found[name].shape == tensor.shape
         np.testing.assert_array_equal(found[name], tensor, err_msg=name)
-    settings = "experiment_cfg/metadata.json"
-    assert (tmp_path / "hub" / settings).read_text() == (imported / settings).read_text()
-    described = json.loads((tmp_path / "hub" / "config.json").read_text())
+    for settings in ("experiment_cfg/metadata.json", "config.json"):
+        assert (tmp_path / "hub" / settings).read_bytes() == (imported.parent / "published" / settings).read_bytes()
+
+
+def test_one_component_has_a_description_of_its_own(imported, tmp_path):
+    assert main(["export", str(imported), str(tmp_path / "network"), "--component", "transformer"]) == 0
+    described = json.loads((tmp_path / "network" / "config.json").read_text())
     assert (described["num_heads"], described["action_dim"], described["num_action_per_block"]) == (4, 32, 24)
+    assert load(tmp_path / "network").config == load(imported, "transformer").config
 
 
 NETWORK = "action_head.model."
@@ -123,12 +132,12 @@ def adapters(rank: int = 2) -> dict[str, np.ndarray]:
 
 
 def merged() -> dict[str, np.ndarray]:
-    """The published tensors with alpha / r B A = 4 / 2 B A added by hand."""
+    """The published tensors with alpha / r B A = 8 / 2 B A added by hand."""
     tensors, change = dict(published()), adapters()
     for name in ADAPTED:
         start = f"{NETWORK}base_model.model.{name}"
         b, a = change[f"{start}.lora_B.default.weight"], change[f"{start}.lora_A.default.weight"]
-        tensors[f"{NETWORK}{name}.weight"] = tensors[f"{NETWORK}{name}.weight"] + 2 * b @ a
+        tensors[f"{NETWORK}{name}.weight"] = tensors[f"{NETWORK}{name}.weight"] + 4 * b @ a
     return tensors
 
 
@@ -157,12 +166,26 @@ def test_adapters_alone_need_their_base(imported, tmp_path, capsys):
     assert main(["import", str(source), str(tmp_path / "without")]) != 0
     assert "name the checkpoint they were trained on as base" in capsys.readouterr().err
     base = str(imported.parent / "published")
-    assert main(["import", str(source), str(tmp_path / "with"), "--base", base]) == 0
-    found = flatten(load(tmp_path / "with").params)
     theirs = flatten(load(write(tmp_path / "merged", merged()), "transformer").params)
-    for path, leaf in theirs.items():
-        expected = -leaf if path.startswith(("state", "action")) else leaf
-        np.testing.assert_allclose(found[path], expected, rtol=0, atol=1e-6, err_msg=path)
+    settings = json.loads((source / "config.json").read_text())
+    settings["action_head_cfg"]["config"]["train_architecture"] = "lora"
+    (source / "config.json").write_text(json.dumps(settings))
+    (source / "experiment_cfg" / "conf.yaml").write_text("save_lora_only: true\ntrain_architecture: lora\n")
+    for ours, folder in (("published", base), ("imported", str(imported))):
+        assert main(["import", str(source), str(tmp_path / ours), "--base", folder]) == 0
+        assert components(tmp_path / ours).keys() == BUNDLES["dreamzero"].keys()
+        found = flatten(load(tmp_path / ours, "transformer").params)
+        for path, leaf in theirs.items():
+            expected = -leaf if path.startswith(("state", "action")) else leaf
+            np.testing.assert_allclose(found[path], expected, rtol=0, atol=1e-6, err_msg=path)
+        settings = json.loads((tmp_path / ours / "config.json").read_text())
+        assert settings["action_head_cfg"]["config"]["train_architecture"] == "full"
+        text = (tmp_path / ours / "experiment_cfg" / "conf.yaml").read_text()
+        assert text == 'save_lora_only: false\ntrain_architecture: "full"\n'
+    wrong = {k: v for k, v in published().items() if "blocks.1.ffn.0.weight" not in k}
+    wrong = str(write(tmp_path / "wrong", wrong))
+    assert main(["import", str(source), str(tmp_path / "ours"), "--base", wrong]) != 0
+    assert "the base has no blocks.1.ffn.0.weight" in capsys.readouterr().err
     assert main(["import", base, str(tmp_path / "again"), "--base", base]) != 0
     assert "holds no adapters" in capsys.readouterr().err
 
@@ -173,6 +196,7 @@ def test_adapters_alone_need_their_base(imported, tmp_path, capsys):
         (lambda t: t.pop(f"{NETWORK}blocks.1.self_attn.o.bias"), "1 missing (blocks.1.self_attn.o.bias)"),
         (lambda t: t.update({f"{NETWORK}blocks.1.register": np.zeros(3)}), "1 unexpected (blocks.1.register)"),
         (lambda t: t.update({f"{NETWORK}action_encoder.W3.b": np.zeros((1, 3))}), "1 misshapen (action_encoder.W3.b"),
+        (lambda t: [t.pop(k) for k in list(t) if ".vae." in k], "lacks vae: download all of it"),
         (lambda t: t.update({"action_head.critic.weight": np.zeros(3)}), "1 unexpected (action_head.critic.weight)"),
     ],
 )
@@ -188,7 +212,7 @@ def test_what_does_not_fit_is_named(tmp_path, capsys, change, message):
 
 
 def test_a_checkpoint_becomes_a_policy_that_acts(imported, monkeypatch):
-    wanted = Wanted("droid", size=(18, 32), sampling=SamplingConfig(steps=2, reuse="none"))
+    wanted = Wanted("droid", sampling=SamplingConfig(steps=2, reuse="none"))
     monkeypatch.setattr("wamjax.cli._released.PICTURES", {8: (built("large")[0].config.canvas, None)})
     monkeypatch.setattr("wamjax.policies.dreamzero.frozen.UMT5Text.tokenize", lambda self, text: np.arange(1, 9))
     policy, params, frozen = released(imported, wanted)
@@ -211,7 +235,7 @@ def test_training_may_begin_with_a_part_of_the_weights():
     assert missing == {path for path in full if not path.startswith("dit/")}
     some = drawn(policy, missing, seed=0)
     assert {path: leaf.shape for path, leaf in some.items()} == {path: full[path].shape for path in missing}
-    every = flatten(policy.init(jax.random.key(0)))
+    every = flatten(jax.jit(policy.init)(jax.random.key(0)))
     for path, leaf in some.items():
         np.testing.assert_allclose(leaf, every[path], rtol=1e-5, atol=1e-7)
 

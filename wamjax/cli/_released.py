@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from wamjax.cli import _experiment
-from wamjax.cli._transfer import SETTINGS
+from wamjax.cli._transfer import SETTINGS, copy_settings
 from wamjax.data import embodiments, prompts
 from wamjax.data.canvas import CanvasConfig
-from wamjax.data.embodiments import Field
+from wamjax.data.embodiments import Embodiment, Field
 from wamjax.data.gear import checkpoint_statistics
 from wamjax.errors import UserError
 from wamjax.interop.checkpoint import Component, load, of_params
@@ -34,14 +34,15 @@ class Wanted:
     """What a checkpoint does not say itself.
 
     Attributes:
-        embodiment: the robot. size: height and width of its cameras' frames.
+        embodiment: the robot.
+        size: height and width of its cameras' frames; None for those of the checkpoint's metadata, or else DROID's.
         prompts: file of the prompts that the weights were trained with; None takes our own, which is said.
         tokenizer: folder or file of spiece.model; None looks beside the weights.
         sampling, compute: see `DreamZeroConfig`.
     """
 
     embodiment: str
-    size: tuple[int, int] = (180, 320)
+    size: tuple[int, int] | None = None
     prompts: str | None = None
     tokenizer: str | None = None
     sampling: SamplingConfig = SamplingConfig()
@@ -77,11 +78,23 @@ def released(folder: Path, wanted: Wanted) -> tuple[DreamZero, Params, Params]:
         sampling=wanted.sampling,
         compute=wanted.compute,  # type: ignore[arg-type]
     )
-    policy = DreamZero(config, len(robot.cameras), *wanted.size)
+    size = wanted.size or camera_size(folder, robot)
+    policy = DreamZero(config, len(robot.cameras), *size)
     given = {name: parts[name].params for name in ("frames", "text", "image")}
     statistics = checkpoint_statistics(folder, robot)
-    frozen = policy.freeze(np.zeros((0, *wanted.size, 3), np.uint8), statistics, given)
+    frozen = policy.freeze(np.zeros((0, *size, 3), np.uint8), statistics, given)
     return policy, parts["network"].params, frozen
+
+
+def camera_size(folder: Path, robot: Embodiment) -> tuple[int, int]:
+    """Height and width of a robot's pictures as a checkpoint's metadata has them, or those of DROID."""
+    file = folder / SETTINGS / "metadata.json"
+    found = json.loads(file.read_text()).get(robot.tag, {}).get("modalities", {}).get("video", {})
+    sizes = {tuple(found[camera]["resolution"]) for camera in robot.cameras if camera in found}
+    if len(sizes) > 1:
+        raise UserError(f"{file} has cameras of several sizes, which cannot stand in one batch: give one size to all")
+    width, height = sizes.pop() if sizes else (320, 180)
+    return int(height), int(width)
 
 
 def parts_of_run(run: Path) -> dict[str, Component]:
@@ -104,9 +117,14 @@ def parts_of_run(run: Path) -> dict[str, Component]:
 
 
 def write_settings(run: Path, destination: Path) -> None:
-    """Writes experiment_cfg: the run's configuration, and its statistics as released checkpoints have them."""
+    """Writes experiment_cfg: the run's configuration, and its statistics as released checkpoints have them.
+
+    Upstream's own settings come from the checkpoint that the run began with, where there is one.
+    """
     loaded = _experiment.trained(run)
     policy: Any = loaded.policy
+    if loaded.experiment.weights:
+        copy_settings(Path(loaded.experiment.weights), destination)
     (destination / SETTINGS).mkdir(exist_ok=True)
     resolved = json.loads((run / "config.json").read_text())
     (destination / SETTINGS / "wamjax.json").write_text(json.dumps(resolved, indent=1))

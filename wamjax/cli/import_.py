@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
     parser.add_argument("source", metavar="SRC", help="file or folder of published weights")
     parser.add_argument("destination", metavar="DST", help="new folder")
-    parser.add_argument("--base", metavar="SRC", help="checkpoint that SRC has nothing but low-rank adapters of")
+    parser.add_argument(
+        "--base", metavar="SRC", help="checkpoint, published or imported, that SRC has nothing but low-rank adapters of"
+    )
     parser.add_argument("--component", metavar="NAME", help="only this one, e.g. transformer, vae, text_encoder")
 
 
@@ -37,7 +39,9 @@ def run(args: argparse.Namespace) -> None:
     source, destination = Path(args.source), Path(args.destination)
     base = None if args.base is None else Path(args.base)
     transfer(source, destination, args.component, "importing", import_component, base)
-    copy_settings(source if source.is_dir() else source.parent, destination)
+    for settings in (base, source):
+        if settings is not None:
+            copy_settings(settings if settings.is_dir() else settings.parent, destination)
     tokenizer = next((source / place for place in PLACES if (source / place).is_file()), None)
     if tokenizer is not None and args.component is None:
         (destination / "tokenizer").mkdir(exist_ok=True)

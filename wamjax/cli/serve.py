@@ -137,7 +137,7 @@ def _of_checkpoint(args: argparse.Namespace) -> Agent:
     interface = Interface(
         name=f"{Path(args.checkpoint).name} ({robot.name})",
         cameras=_renamed(robot.cameras, args.camera),
-        resolution=wanted.size,
+        resolution=(policy.height, policy.width),
         state={field.name.removeprefix(PREFIX): field.size for field in robot.state},
         action_space=args.action_space,
         seed=args.seed,

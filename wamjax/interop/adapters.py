@@ -6,6 +6,7 @@ alpha / r B A; the weight itself is there as `<name>.base_layer.weight`, or is n
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ from wamjax.errors import UserError
 from wamjax.interop.files import Tensor, Tensors
 
 ALPHA = 4.0
-"""Of DreamZero's adapters."""
+"""Of DreamZero's adapters where their checkpoint does not say."""
+SETTINGS = ("config.json", "experiment_cfg/conf.yaml")
+"""Files beside a checkpoint that may say."""
 OUTER, LAYER, DOWN, UP = "base_model.model.", ".base_layer.", ".lora_A.default.weight", ".lora_B.default.weight"
 
 
@@ -42,21 +45,30 @@ def with_adapters(tensors: Tensors, base: Tensors | None, path: Path) -> Tensors
         raise UserError(
             f"{path} holds adapters without the weights they change: name the checkpoint they were trained on as base"
         )
-    kept = {**(base or {}), **kept}
+    kept, scale = {**(base or {}), **kept}, alpha(path.parent)
     for name in down:
         if f"{name}.weight" not in kept:
             raise UserError(f"the base has no {name}.weight, which {path} changes: give the base it was trained on")
-        kept[f"{name}.weight"] = _changed(name, kept[f"{name}.weight"], down[name], up[name])
+        kept[f"{name}.weight"] = _changed(name, kept[f"{name}.weight"], down[name], up[name], scale)
     return kept
 
 
-def _changed(name: str, weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
+def alpha(folder: Path) -> float:
+    """By what, over their rank, the adapters of a checkpoint in this folder are scaled."""
+    for file in (folder / name for name in SETTINGS):
+        found = re.search(r"\blora_alpha\"?\s*:\s*([\d.]+)", file.read_text()) if file.is_file() else None
+        if found:
+            return float(found[1])
+    return ALPHA
+
+
+def _changed(name: str, weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
     """The weight with its change added, in its own type; the sum is made in single precision."""
     if (up.shape[0], down.shape[1]) != weight.shape or up.shape[1] != down.shape[0]:
         raise UserError(f"the adapter of {name} ({up.shape} {down.shape}) does not fit its weight {weight.shape}")
 
     def read() -> np.ndarray:
         change = up.read().astype(np.float32) @ down.read().astype(np.float32)
-        return (weight.read().astype(np.float32) + ALPHA / down.shape[0] * change).astype(weight.dtype)
+        return (weight.read().astype(np.float32) + scale / down.shape[0] * change).astype(weight.dtype)
 
     return Tensor(weight.shape, weight.dtype, read)

@@ -26,7 +26,7 @@ from wamjax import config as configuration
 from wamjax.errors import UserError
 from wamjax.interop.adapters import with_adapters
 from wamjax.interop.components import BUNDLES, KINDS, PREFIXES, Kind, recognise
-from wamjax.interop.files import INDEX, Tensors, open_tensors
+from wamjax.interop.files import INDEX, Tensor, Tensors, open_tensors
 from wamjax.interop.keymap import KeyMap, check, complain, flatten, nest, packed, place
 from wamjax.sharding.mesh import shardings
 
@@ -258,9 +258,29 @@ def open_component(place: Place, base: Place | None = None) -> Component:
 def _tensors(place: Place) -> Tensors:
     """The tensors of a place by their plain names."""
     if place.path.is_dir():
-        raise UserError(f"{place.path} is an imported folder: give the published files it was made of")
+        return _published(_open_imported(place.path))
     every = open_tensors(place.path).items()
     return _plain_names({n.removeprefix(place.prefix): t for n, t in every if n.startswith(place.prefix)})
+
+
+def _published(component: Component) -> Tensors:
+    """The tensors that a component would be published as; each reads the layer that it is of."""
+    keymap = KINDS[component.kind].keymap(component.config, EVERY)
+
+    def tensor(path: str, layer: int, key: str) -> Tensor:
+        leaf, source = component.leaves[path], keymap[path]
+        shape = source.shapes(leaf.shape)[key]
+        return Tensor(shape, leaf.dtype, lambda: source.layer_of_theirs(layer, leaf.read(layer))[key])
+
+    places = [(path, i) for path in component.leaves for i in range(keymap[path].layers)]
+    return {key: tensor(path, i, key) for path, i in places for key in keymap[path].keys_of(i)}
+
+
+def absent(found: Mapping[str, Place]) -> list[str]:
+    """Components that are published together with some that were found, but are not there."""
+    prefixes = {place.prefix for place in found.values()} - {""}
+    together = [name for bundle in BUNDLES.values() if prefixes & set(bundle.values()) for name in bundle]
+    return [name for name in together if name not in found]
 
 
 def _bundled(path: Path) -> dict[str, Place]:

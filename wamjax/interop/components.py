@@ -240,6 +240,9 @@ def _dit_inputs(config: dit.WanDiTConfig) -> tuple[Any, ...]:
 
 
 def _dreamzero_sized(shapes: Shapes, layout: str, hints: Hints) -> network.NetworkConfig:
+    head = hints.get("action_head_cfg", {})  # where released checkpoints have it
+    head = head.get("config", head)
+    hints = {**hints, **head, **head.get("diffusion_model_cfg", {})}
     categories, action, _ = shapes["action_encoder.W1.W"]
     _, state, hidden = shapes["state_encoder.layer1.W"]
     return network.NetworkConfig(
