@@ -1,10 +1,13 @@
 """Speed of DreamZero's network beside the published module: one process, same weights and inputs, in turns.
 
-    ATTENTION_BACKEND=torch python tests/parity/benchmark_dreamzero.py DREAMZERO [float32] [bfloat16]
+    ATTENTION_BACKEND=torch python tests/parity/benchmark_dreamzero.py DREAMZERO [float32|bfloat16] [call|chunk|training]
 
 DREAMZERO is a checkout as of regenerate.py. The network is that of configs/dreamzero_bench.py. The published attention
 casts to bfloat16; here it is given PyTorch's kernel in the numbers of the run. One guidance branch after the other
 there, as on one GPU; both in a batch here, as the policy does. Before timing, outputs are compared.
+
+Wall time is fair on a quiet machine only: beside other programs the two thread pools lose unequally. On a shared one,
+pin the process to one core (`taskset -c 0`, with OMP_NUM_THREADS=1) and read the processor time.
 """
 
 import dataclasses
@@ -35,6 +38,7 @@ FRAME = ROWS * COLUMNS // 4
 LEVELS = np.linspace(990, 110, RUNS).astype(np.float32)
 GUIDANCE = 5.0
 ROUNDS = 5
+TASKS = ("call", "chunk", "training")
 
 
 def published(folder: str) -> torch.nn.Module:
@@ -209,16 +213,16 @@ def inputs() -> dict[str, np.ndarray]:
     }
 
 
-def race(runs: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Median seconds of each, measured in turns after a first call."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+def race(runs: dict[str, Callable[[], Any]]) -> dict[str, tuple[float, float]]:
+    """Median seconds of each, of the clock and of the processor, measured in turns after a first call."""
+    seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for round_ in range(ROUNDS + 1):
         for name, run in runs.items():
-            begin = time.perf_counter()
+            begin = time.perf_counter(), time.process_time()
             jax.block_until_ready(run())
             if round_:
-                seconds[name].append(time.perf_counter() - begin)
-    return {name: float(np.median(each)) for name, each in seconds.items()}
+                seconds[name].append((time.perf_counter() - begin[0], time.process_time() - begin[1]))
+    return {name: tuple(np.median(each, axis=0).tolist()) for name, each in seconds.items()}
 
 
 def no_grad(run: Callable[[], Any]) -> Callable[[], Any]:
@@ -238,8 +242,8 @@ def compare(what: str, ours: Any, theirs: Any) -> None:
     print(f"  {what}: outputs differ by {np.sqrt(np.mean((ours - theirs) ** 2) / np.mean(theirs**2)):.1e}", flush=True)
 
 
-def contests(folder: str, name: str) -> None:
-    """All tasks in one kind of numbers, printed as rows."""
+def contests(folder: str, name: str, tasks: list[str]) -> None:
+    """Tasks in one kind of numbers, printed as rows."""
     x, model = inputs(), published(folder)
     tensors = {key: value.numpy() for key, value in model.state_dict().items()}
     ours, kind = Ours(tensors, x, jnp.dtype(name)), getattr(torch, name)
@@ -257,24 +261,23 @@ def contests(folder: str, name: str) -> None:
     def our_call() -> Any:
         return ours.call(ours.params, ours.one, single, 500.0, video, action)
 
-    compare("call", our_call()[0], call(model)()[0].permute(0, 2, 3, 4, 1))
-    row(
-        name,
-        "one denoising call, seven frames known",
-        {"wamjax": our_call, "eager": call(model), "compiled": call(compiled)},
-    )
-
     def our_chunk() -> Any:
         return ours.chunk(ours.params, ours.memory, keys)
 
-    chunks = {kind: no_grad(lambda run=run: theirs.chunk(run, five)) for kind, run in _both(model, compiled)}
-    compare("chunk", our_chunk()[0], chunks["eager"]()[0].permute(0, 2, 3, 4, 1))
-    row(name, "a chunk: one commit and eight runs, two prompts", {"wamjax": our_chunk} | chunks)
-    trained = {"wamjax": ours.gradient(None), "wamjax, recomputing": ours.gradient(("block_in",))}
-    runs = {kind: lambda run=run: run(ours.params) for kind, run in trained.items()}
-    runs |= {kind: lambda run=run: theirs.gradient(run) for kind, run in _both(model, compiled)}
-    compare("loss", runs["wamjax"]()[0], runs["eager"]())
-    row(name, "training, forward and backward, four blocks", runs)
+    if "call" in tasks:
+        compare("call", our_call()[0], call(model)()[0].permute(0, 2, 3, 4, 1))
+        calls = {kind: call(run) for kind, run in _both(model, compiled)}
+        row(name, "one denoising call, seven frames known", {"wamjax": our_call} | calls)
+    if "chunk" in tasks:
+        chunks = {kind: no_grad(lambda run=run: theirs.chunk(run, five)) for kind, run in _both(model, compiled)}
+        compare("chunk", our_chunk()[0], chunks["eager"]()[0].permute(0, 2, 3, 4, 1))
+        row(name, "a chunk: one commit and eight runs, two prompts", {"wamjax": our_chunk} | chunks)
+    if "training" in tasks:
+        trained = {"wamjax": ours.gradient(None), "wamjax, recomputing": ours.gradient(("block_in",))}
+        runs = {kind: lambda run=run: run(ours.params) for kind, run in trained.items()}
+        runs |= {kind: lambda run=run: theirs.gradient(run) for kind, run in _both(model, compiled)}
+        compare("loss", runs["wamjax"]()[0], runs["eager"]())
+        row(name, "training, forward and backward, four blocks", runs)
 
 
 def _both(model: Any, compiled: Any) -> list[tuple[str, Any]]:
@@ -284,13 +287,16 @@ def _both(model: Any, compiled: Any) -> list[tuple[str, Any]]:
 def row(numbers: str, task: str, runs: dict[str, Callable[[], Any]]) -> None:
     """Races and prints."""
     found = race(runs)
-    ratios = ", ".join(f"{name} / wamjax {value / found['wamjax']:.2f}" for name, value in found.items())
-    seconds = ", ".join(f"{name} {value:.3f} s" for name, value in found.items())
-    print(f"{numbers} | {task} | {seconds} | {ratios}", flush=True)
+    for i, clock in enumerate(("wall", "processor")):
+        each = [f"{name} {value[i]:.3f} s ({value[i] / found['wamjax'][i]:.2f})" for name, value in found.items()]
+        print(f"{numbers} | {task} | {clock} | {', '.join(each)}", flush=True)
 
 
 if __name__ == "__main__":
     folder, *wanted = sys.argv[1:]
-    print(f"jax {jax.__version__}, torch {torch.__version__} ({torch.get_num_threads()} threads), medians of {ROUNDS}")
-    for numbers in wanted or ["float32"]:
-        contests(folder, numbers)
+    print(
+        f"jax {jax.__version__}, torch {torch.__version__} ({torch.get_num_threads()} threads), medians of {ROUNDS}; in brackets: over wamjax's"
+    )
+    tasks = [word for word in wanted if word in TASKS] or list(TASKS)
+    for numbers in [word for word in wanted if word not in TASKS] or ["float32"]:
+        contests(folder, numbers, tasks)

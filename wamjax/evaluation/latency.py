@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from wamjax.compute.flops import forward, of_passes
@@ -59,17 +60,24 @@ def timed(
 
 
 def random_like(shapes: Any, seed: int, dtype: Any) -> Any:
-    """Random arrays of these shapes, made one by one where they stay: matrices keep a signal's size, vectors are 1."""
+    """Random arrays of these shapes, large ones made where they stay: matrices keep a signal's size, vectors are 1."""
     leaves, tree = jax.tree.flatten(shapes)
+    host = np.random.default_rng(seed)
 
-    def leaf(i: Array, shape: tuple[int, ...]) -> Array:
-        if len(shape) < 2:
-            return jnp.ones(shape, dtype)
-        key = jax.random.fold_in(jax.random.key(seed, impl="rbg"), i)
+    def large(key: Array, shape: tuple[int, ...]) -> Array:
         return jax.random.normal(key, shape, dtype) * jnp.asarray(math.prod(shape[:-1]) ** -0.5, dtype)
 
-    make = jax.jit(leaf, static_argnums=1)  # compiled once per shape
-    return jax.tree.unflatten(tree, [make(jnp.asarray(i), x.shape) for i, x in enumerate(leaves)])
+    make = jax.jit(large, static_argnums=1)
+
+    def leaf(i: int, shape: tuple[int, ...]) -> Array:
+        if len(shape) < 2:
+            return jnp.asarray(np.ones(shape), dtype)
+        if math.prod(shape) > 2**20:
+            return make(jax.random.fold_in(jax.random.key(seed, impl="rbg"), i), shape)
+        # Small ones come from the host: they are many, and every shape would be compiled.
+        return jnp.asarray(host.standard_normal(shape) * math.prod(shape[:-1]) ** -0.5, dtype)
+
+    return jax.tree.unflatten(tree, [leaf(i, x.shape) for i, x in enumerate(leaves)])
 
 
 @dataclasses.dataclass(frozen=True)
