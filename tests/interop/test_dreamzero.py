@@ -1,5 +1,6 @@
 """DreamZero's checkpoints: one set of files with all networks, adapters, runs; in and out, bit for bit."""
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -11,19 +12,24 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.parity.recipe import DREAMZEROS, FOLDER, draw, weights
-from tests.policies.dreamzero.tiny import built, small, statistics
+from tests.policies.dreamzero.tiny import built, large, statistics
+from wamjax.cli._experiment import Experiment
 from wamjax.cli._released import Wanted, released
+from wamjax.cli._systems import SYSTEMS
 from wamjax.cli.main import main
+from wamjax.errors import UserError
 from wamjax.interop import load
 from wamjax.interop.checkpoint import components, of_params
 from wamjax.interop.components import BUNDLES, KINDS
-from wamjax.interop.dreamzero import drawn, lacking
-from wamjax.interop.keymap import flatten
+from wamjax.interop.dreamzero import keymap
+from wamjax.interop.keymap import Source, flatten
 from wamjax.networks.clip import CLIPVisionConfig
 from wamjax.networks.umt5 import UMT5Config
+from wamjax.networks.wan.dit import WanDiTConfig
 from wamjax.networks.wan.vae import WanVAEConfig
-from wamjax.policies.dreamzero.config import SamplingConfig
-from wamjax.policies.dreamzero.network import Clip, Robot
+from wamjax.policies.dreamzero.config import DreamZeroConfig, SamplingConfig
+from wamjax.policies.dreamzero.frozen import WanFrames
+from wamjax.policies.dreamzero.network import Clip, NetworkConfig, Robot
 
 CASE = "i2v_1"
 OTHERS = {
@@ -227,17 +233,36 @@ def test_a_checkpoint_becomes_a_policy_that_acts(imported, monkeypatch):
     assert np.isfinite(actions).all()
 
 
-def test_training_may_begin_with_a_part_of_the_weights():
-    policy = small()
-    full = flatten(jax.eval_shape(policy.init, jax.random.key(0)))
-    transformer = {path: leaf for path, leaf in full.items() if path.startswith("dit/")}
-    missing = lacking(policy, transformer)
-    assert missing == {path for path in full if not path.startswith("dit/")}
-    some = drawn(policy, missing, seed=0)
-    assert {path: leaf.shape for path, leaf in some.items()} == {path: full[path].shape for path in missing}
-    every = flatten(jax.jit(policy.init)(jax.random.key(0)))
-    for path, leaf in some.items():
-        np.testing.assert_allclose(leaf, every[path], rtol=1e-5, atol=1e-7)
+def test_training_may_begin_with_a_transformer_that_has_neither_codecs_nor_an_image_branch(tmp_path, capsys):
+    """As Wan2.2-TI2V-5B: what it lacks is random, what it has is exact."""
+    tensors = weights(json.loads(str(np.load(FOLDER / "dreamzero_ti2v_1.npz")["shapes"])), 3)
+    less = {k: v for k, v in tensors.items() if not k.startswith(("state", "action")) and "img" not in k}
+    (tmp_path / "transformer").mkdir()
+    save_file(less, tmp_path / "transformer" / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "transformer" / "config.json").write_text(json.dumps({"num_heads": 4}))
+    dit = WanDiTConfig(width=48, mlp=64, heads=4, layers=2, inputs=16, outputs=16, text=32, image=1280)
+    policy = large(network=NetworkConfig(dit, hidden=24), frames=WanFrames(OTHERS["vae"][1]))
+    begin = functools.partial(SYSTEMS[DreamZeroConfig].initial, policy=policy)
+    found = flatten(begin(Experiment("a", policy.config, weights=str(tmp_path))))
+    random = flatten(jax.jit(policy.init)(jax.random.key(0)))
+    assert {path: leaf.shape for path, leaf in found.items()} == {path: leaf.shape for path, leaf in random.items()}
+    table = keymap(policy.config.network)
+    lacks = {path for path, source in table.items() if source.keys[0] not in less}
+    assert len(lacks) == 14 + 8 + 5  # codecs, the image's embedding, its keys and values in the blocks
+    for path, leaf in found.items():
+        if path in lacks:
+            np.testing.assert_allclose(leaf, random[path], rtol=1e-5, atol=1e-7, err_msg=path)
+        else:
+            np.testing.assert_array_equal(leaf, to_ours_leaf(table[path], less), err_msg=path)
+    assert "27 parameters are not in" in capsys.readouterr().out
+    other = large(network=NetworkConfig(dataclasses.replace(dit, mlp=80), hidden=24), frames=policy.config.frames)
+    with pytest.raises(UserError, match="misshapen"):
+        begin(Experiment("a", other.config, weights=str(tmp_path)), policy=other)
+
+
+def to_ours_leaf(source: Source, tensors: dict[str, np.ndarray]) -> np.ndarray:
+    layers = [source.layer_of_ours(i, tensors.__getitem__) for i in range(source.layers)]
+    return np.stack(layers) if source.stacked else layers[0]
 
 
 def test_parameters_in_memory_are_a_component():
