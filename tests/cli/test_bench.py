@@ -59,21 +59,27 @@ def test_the_table_has_the_stages_and_the_file_the_numbers(frames, codec, tmp_pa
     assert by_name["denoise, one run"]["flops"] > by_name["prefill"]["flops"] > 0
 
 
-def test_stages_that_a_policy_lacks_are_not_there_and_training_is_timed(tmp_path, capsys):
+SMALL = ("policy.network.dit.width=48", "policy.network.dit.layers=1", "policy.sampling.window=slide")
+
+
+def test_stages_that_a_policy_lacks_are_not_there(capsys):
     """The demo's DreamZero: linear frames, hashed words, no image."""
-    out = tmp_path / "bench.json"
-    small = ("policy.network.dit.width=48", "policy.network.dit.layers=1", "policy.sampling.window=slide")
-    options = ("--train", "--train-batch", "2", "--json", str(out))
-    assert bench(*options, name="dreamzero_small", overrides=(*small, "policy.sampling.reuse=dynamic")) == 0
+    assert bench(name="dreamzero_small", overrides=(*SMALL, "policy.sampling.reuse=dynamic")) == 0
     printed = capsys.readouterr().out
     assert "prefill" in printed
     assert "(slide) | " in printed
     assert "at most so many runs" in printed
-    assert "MFU" in printed
-    train = json.loads(out.read_text())["train"]
-    # Twice seven latent frames of 32 tokens, and three blocks of eight actions and a state, for both samples.
-    assert train["tokens"] == 2 * (2 * 7 * 32 + 3 * 9)
     assert not any(stage in printed for stage in ("text encoder", "image encoder", "VAE", "condition"))
+
+
+@pytest.mark.slow
+def test_a_training_step_is_timed(tmp_path, capsys):
+    out = tmp_path / "bench.json"
+    options = ("--train", "--train-batch", "2", "--json", str(out))
+    assert bench(*options, name="dreamzero_small", overrides=SMALL) == 0
+    assert "MFU" in capsys.readouterr().out
+    # Twice seven latent frames of 32 tokens, and three blocks of eight actions and a state, for both samples.
+    assert json.loads(out.read_text())["train"]["tokens"] == 2 * (2 * 7 * 32 + 3 * 9)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """Speed of DreamZero's network beside the published module: one process, same weights and inputs, in turns.
 
-    ATTENTION_BACKEND=torch python tests/parity/benchmark_dreamzero.py DREAMZERO [float32|bfloat16] [call|chunk|training]
+    ATTENTION_BACKEND=torch python tests/parity/benchmark_dreamzero.py DREAMZERO [float32|bfloat16] [call|chunk|train]
 
 DREAMZERO is a checkout as of regenerate.py. The network is that of configs/dreamzero_bench.py. The published attention
 casts to bfloat16; here it is given PyTorch's kernel in the numbers of the run. One guidance branch after the other
@@ -38,7 +38,7 @@ FRAME = ROWS * COLUMNS // 4
 LEVELS = np.linspace(990, 110, RUNS).astype(np.float32)
 GUIDANCE = 5.0
 ROUNDS = 5
-TASKS = ("call", "chunk", "training")
+TASKS = ("call", "chunk", "train")
 
 
 def published(folder: str) -> torch.nn.Module:
@@ -272,7 +272,7 @@ def contests(folder: str, name: str, tasks: list[str]) -> None:
         chunks = {kind: no_grad(lambda run=run: theirs.chunk(run, five)) for kind, run in _both(model, compiled)}
         compare("chunk", our_chunk()[0], chunks["eager"]()[0].permute(0, 2, 3, 4, 1))
         row(name, "a chunk: one commit and eight runs, two prompts", {"wamjax": our_chunk} | chunks)
-    if "training" in tasks:
+    if "train" in tasks:
         trained = {"wamjax": ours.gradient(None), "wamjax, recomputing": ours.gradient(("block_in",))}
         runs = {kind: lambda run=run: run(ours.params) for kind, run in trained.items()}
         runs |= {kind: lambda run=run: theirs.gradient(run) for kind, run in _both(model, compiled)}
@@ -294,9 +294,8 @@ def row(numbers: str, task: str, runs: dict[str, Callable[[], Any]]) -> None:
 
 if __name__ == "__main__":
     folder, *wanted = sys.argv[1:]
-    print(
-        f"jax {jax.__version__}, torch {torch.__version__} ({torch.get_num_threads()} threads), medians of {ROUNDS}; in brackets: over wamjax's"
-    )
+    threads = f"{torch.get_num_threads()} threads"
+    print(f"jax {jax.__version__}, torch {torch.__version__} ({threads}), medians of {ROUNDS} (over wamjax's)")
     tasks = [word for word in wanted if word in TASKS] or list(TASKS)
     for numbers in [word for word in wanted if word not in TASKS] or ["float32"]:
         contests(folder, numbers, tasks)

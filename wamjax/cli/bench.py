@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--frame", default="180x320", metavar="HxW", help="size of a camera's frame (default: 180x320)")
     parser.add_argument("--train", action="store_true", help="time a training step too")
     parser.add_argument("--train-batch", type=int, default=1, metavar="N", help="its samples (default: 1)")
+    text = "count the process's processor time: on one pinned core of a shared machine; means nothing on a GPU or TPU"
+    parser.add_argument("--processor-time", action="store_true", help=text)
     parser.add_argument("--json", metavar="FILE", help="write the numbers, the device and the configuration")
 
 
@@ -51,11 +54,12 @@ def run(args: argparse.Namespace) -> None:
     policy, limit = _policy(args, experiment), peak()
     subject = _subject(policy, args.sessions)
     about = _about(parameter_count(subject.params), experiment.policy, limit)
+    about["clock"] = "processor time of this process" if args.processor_time else "wall time"
     for line in about.values():
         print(line)
     rows: list[Row] = []
-    for row in chunk_rows(subject, stages.stages(policy), args.repeats):
-        print(f"timed {row.name}", flush=True)
+    for row in chunk_rows(subject, stages.stages(policy), args.repeats, _clock(args)):
+        print(f"timed {row.name}: {1e3 * row.timing.median:.1f} ms", flush=True)
         rows.append(row)
     sampling = policy.config.sampling
     note = "; dynamic reuse: at most so many runs, `act` has what it took" if sampling.reuse == "dynamic" else ""
@@ -67,6 +71,10 @@ def run(args: argparse.Namespace) -> None:
         summary["train"] = _train(args, policy, experiment, limit)
     if args.json:
         _write(Path(args.json), args, experiment, about | summary)
+
+
+def _clock(args: argparse.Namespace) -> Callable[[], float]:
+    return time.process_time if args.processor_time else time.perf_counter
 
 
 def _policy(args: argparse.Namespace, experiment: Experiment) -> DreamZero:
@@ -180,7 +188,8 @@ def _train(args: argparse.Namespace, policy: DreamZero, experiment: Experiment, 
     train = experiment.train
     params, frozen = _weights(policy, policy.config.compute if train.lora else "float32")
     batch, rules = stages.batch(policy, args.train_batch), _experiment.system(experiment).rules
-    row, tokens = train_row(policy, params, frozen, batch, train, make_mesh(experiment.mesh), rules, args.repeats)
+    mesh = make_mesh(experiment.mesh)
+    row, tokens = train_row(policy, params, frozen, batch, train, mesh, rules, args.repeats, _clock(args))
     mfu = row.flops / row.timing.median / limit.flops
     print(
         f"train step: {1e3 * row.timing.median:.1f} ms (least {1e3 * row.timing.least:.1f}), {args.train_batch} "

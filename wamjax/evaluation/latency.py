@@ -27,6 +27,9 @@ from wamjax.training.lora import adapt
 from wamjax.training.optimizer import make_optimizer
 from wamjax.training.step import init_state, make_step
 
+Clock = Callable[[], float]
+"""Seconds since some time."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
@@ -45,9 +48,7 @@ class Timing:
         return min(self.seconds)
 
 
-def timed(
-    run: Callable[[], Any], repeats: int = 5, warmup: int = 1, clock: Callable[[], float] = time.perf_counter
-) -> Timing:
+def timed(run: Callable[[], Any], repeats: int = 5, warmup: int = 1, clock: Clock = time.perf_counter) -> Timing:
     """Times a call until its arrays are there, after `warmup` calls that do not count."""
     for _ in range(warmup):
         jax.block_until_ready(run())
@@ -120,35 +121,38 @@ class Subject:
     restarts: bool
 
 
-def chunk_rows(subject: Subject, stages: Sequence[Stage], repeats: int) -> Iterator[Row]:
+def chunk_rows(
+    subject: Subject, stages: Sequence[Stage], repeats: int, clock: Clock = time.perf_counter
+) -> Iterator[Row]:
     """Times whole calls, then their stages, with a full window of known frames.
 
     Where sessions restart, `observe` with a full window, which all sessions need at once here, comes once in a round
     of the window, and the other `observe` the other times; else the window slides at every chunk.
     """
+    timed_here = functools.partial(timed, repeats=repeats, clock=clock)
     policy, given, b = subject.policy, (subject.params, subject.frozen), len(subject.frames)
     draws = jax.jit(policy.draw_act, static_argnums=1)(jax.random.key(0), b)
     reset, act, observe = (jax.jit(method) for method in (policy.reset, policy.act, policy.observe))
     done = jnp.zeros((b, policy.shapes.horizon, policy.shapes.action))
-    yield Row("reset", timed(lambda: reset(*given, subject.seen), repeats), 0.0, False)
+    yield Row("reset", timed_here(lambda: reset(*given, subject.seen)), 0.0, False)
     session = reset(*given, subject.seen)
     for _ in range(subject.full - 1):
         session = observe(*given, session, subject.frames, done)
     often = subject.full / (subject.full + 1) if subject.restarts else 0.0
-    timing = timed(lambda: observe(*given, session, subject.frames, done), repeats)
+    timing = timed_here(lambda: observe(*given, session, subject.frames, done))
     yield Row("observe, window not full", timing, often, False)
     before, session = session, observe(*given, session, subject.frames, done)
     what = "restart" if subject.restarts else "slide"
-    timing = timed(lambda: observe(*given, session, subject.frames, done), repeats)
+    timing = timed_here(lambda: observe(*given, session, subject.frames, done))
     yield Row(f"observe, window full ({what})", timing, 1 - often, False)
-    yield Row("act", timed(lambda: act(*given, session, subject.seen, draws), repeats), 1.0, False)
+    yield Row("act", timed_here(lambda: act(*given, session, subject.seen, draws)), 1.0, False)
     for stage in stages:
         # A seen block is committed beside the frames before it; with a full window there is no place for it.
         known = before if stage.name == "prefill" else session
         prepared = jax.jit(stage.prepare)(*given, known, subject.seen, draws)
         run = jax.jit(stage.run)
         cost = stage.cost and forward(stage.cost.network, stage.cost.plan, stage.cost.queries) * stage.cost.repeats
-        timing = timed(functools.partial(run, *given, prepared), repeats)
+        timing = timed_here(functools.partial(run, *given, prepared))
         yield Row(stage.name, timing, stage.per_chunk, True, b * cost.total if cost else 0.0)
 
 
@@ -161,6 +165,7 @@ def train_row(
     mesh: jax.sharding.Mesh,
     rules: Rules,
     repeats: int,
+    clock: Clock = time.perf_counter,
 ) -> tuple[Row, int]:
     """Times the loop's own step, frozen encoders included, and counts the tokens of its batch; `params` are used up."""
     learner, initial, frozen = adapt(policy, params, frozen, config.lora, config.seed)
@@ -175,7 +180,7 @@ def train_row(
         return state, metrics
 
     passes, size = policy.passes("train"), len(next(iter(batch.values())))
-    timing = timed(run, repeats)
+    timing = timed(run, repeats, clock=clock)
     return Row("train step", timing, 0.0, False, size * of_passes(passes).total), size * sum(
         one.plan.length for one in passes
     )
