@@ -57,12 +57,10 @@ def test_a_run_reports_both_losses_with_and_without_gradients(run):
 def test_going_on_is_as_if_nothing_had_happened(dataset, run, tmp_path):
     """Parameters, optimizer state and data position are saved: a run in two parts is the run in one."""
     broken = tmp_path / "run"
-    assert train(dataset, broken, "train.steps=6", "train.checkpoint_every=3") == 0
-    folder = broken / "checkpoints"
-    for step in sorted(int(path.name) for path in folder.iterdir() if path.name.isdigit())[1:]:
-        shutil.rmtree(folder / str(step))
+    shutil.copytree(run, broken)
+    shutil.rmtree(broken / "checkpoints" / "6")
     (broken / "summary.json").unlink()
-    assert train(dataset, broken, "train.steps=6", "train.checkpoint_every=3") == 0
+    assert train(dataset, broken, "train.steps=6") == 0
     one, other = (Checkpoints(path).params(6)[0] for path in (run, broken))
     jax.tree.map(np.testing.assert_array_equal, one, other)
 

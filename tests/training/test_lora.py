@@ -14,12 +14,15 @@ from tests.training.test_training import ROOT, SMALL, arguments, assert_identica
 from wamjax import config as configuration
 from wamjax.cli import _experiment
 from wamjax.cli.main import main
+from wamjax.data.store import EpisodeStore
 from wamjax.errors import UserError
 from wamjax.networks.stream_transformer import PARTITIONS
 from wamjax.networks.wan.dit import WAN_DITS, WanDiT
 from wamjax.nn.stack import Expert, Stack, StackConfig
 from wamjax.nn.tokens import Group, TokenIds, TokenPlan
 from wamjax.nn.weights import LowRank
+from wamjax.policies.contract import SampleShapes
+from wamjax.policies.small_wam import SmallWAM
 from wamjax.sharding.mesh import MeshConfig, make_mesh, shardings
 from wamjax.training.checkpoint import Checkpoints
 from wamjax.training.loop import TrainConfig, train
@@ -258,7 +261,7 @@ def test_a_checkpoint_with_adapters_merges_into_the_policy_s_own_parameters(undi
     """Every kernel with adapters moved, what is trained in full moved, and the rest is the start to the bit."""
     checkpoints = Checkpoints(undisturbed)
     experiment = configuration.build(_experiment.Experiment, checkpoints.meta(6)["config"])
-    policy = _experiment.SmallWAM(experiment.policy, _experiment.SampleShapes(**checkpoints.meta(6)["shapes"]))
+    policy = SmallWAM(experiment.policy, SampleShapes(**checkpoints.meta(6)["shapes"]))
     params, frozen = merged(*checkpoints.params(6), experiment.train.lora)
     start = jax.jit(policy.init)(jax.random.key(0))
     assert set(frozen) == {"codec", "state", "action"}
@@ -273,7 +276,7 @@ def test_a_checkpoint_with_adapters_merges_into_the_policy_s_own_parameters(undi
 def test_a_run_refuses_to_go_on_over_another_base(undisturbed):
     checkpoints = Checkpoints(undisturbed)
     experiment = configuration.build(_experiment.Experiment, checkpoints.meta(6)["config"])
-    policy = _experiment.SmallWAM(experiment.policy, _experiment.SampleShapes(**checkpoints.meta(6)["shapes"]))
+    policy = SmallWAM(experiment.policy, SampleShapes(**checkpoints.meta(6)["shapes"]))
     frozen = checkpoints.params(6)[1]["policy"]
     options = {"mesh": mesh(), "rules": (), "batches": None, "validation": None, "run": undisturbed, "meta": {}}
     other = jax.tree.map(lambda x: x + 1, jax.jit(policy.init)(jax.random.key(0)))
@@ -294,15 +297,13 @@ def test_a_base_is_spread_over_the_mesh_like_the_parameters_it_was(undisturbed):
 def test_an_imported_start_is_trained_from(dataset, tmp_path):
     """With a rate of zero, a run ends with what it was given."""
     experiment = _experiment.load(ROOT / "configs/metaworld_joint.py", (*SMALL, "train.steps=2"))
-    store = _experiment.EpisodeStore(dataset)
-    policy = _experiment.SmallWAM(experiment.policy, _experiment.sample_shapes(store, experiment.clip))
-    frozen = policy.freeze(
-        _experiment.codec_frames(store, experiment.clip), _experiment.statistics(store, experiment.clip)
-    )
+    store, system = EpisodeStore(dataset), _experiment.system(experiment)
+    policy = system.policy(experiment, system.shapes(experiment, store))
+    frozen = system.frozen(experiment, store, policy)
     initial = jax.tree.map(lambda x: x + 1, jax.jit(policy.init)(jax.random.key(7)))
     given = jax.tree.map(np.asarray, initial)
     still = dataclasses.replace(experiment.train, optimizer=OptimizerConfig(learning_rate=0.0, ema=0.0))
-    loader = _experiment.loader(store, experiment, policy)
+    loader = system.loader(experiment, store, policy)
     options = {"mesh": mesh(), "rules": (), "batches": loader, "validation": None, "run": tmp_path, "meta": {}}
     train(policy, frozen, still, initial=initial, **options)
     assert_identical(Checkpoints(tmp_path).params(2)[0], given)
