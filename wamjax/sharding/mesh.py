@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from wamjax.errors import UserError
@@ -50,7 +51,23 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     if len(devices) % fixed or (-1 not in sizes.values() and fixed != len(devices)):
         raise UserError(f"a mesh of {sizes} does not fit {len(devices)} devices: set one of mesh.* to -1")
     shape = tuple(size if size != -1 else len(devices) // fixed for size in sizes.values())
-    return jax.make_mesh(shape, tuple(sizes), axis_types=(AxisType.Auto,) * len(shape), devices=tuple(devices))
+    types = (AxisType.Auto,) * len(shape)
+    slices = {device.slice_index for device in devices if device.platform == "tpu"}
+    if len(slices) > 1:
+        return Mesh(_across_slices(shape, len(slices), devices), tuple(sizes), axis_types=types)
+    return jax.make_mesh(shape, tuple(sizes), axis_types=types, devices=tuple(devices))
+
+
+def _across_slices(shape: tuple[int, ...], slices: int, devices: Sequence[jax.Device]) -> np.ndarray:
+    """TPU devices of several slices: `replica`, the first axis, alone crosses the slow network between them.
+
+    GPUs have no slices: their order is that of the processes, so that the last axes stay within a machine.
+    """
+    replica, *inside = shape
+    if replica % slices:
+        raise UserError(f"mesh.replica is {replica}, but the TPUs are {slices} slices: set mesh.replica={slices}")
+    within, across = (replica // slices, *inside), (slices,) + (1,) * len(inside)
+    return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -89,18 +106,53 @@ def _key(part: Any) -> str:
     return str(part)
 
 
-def process_rows(batch_size: int, mesh: Mesh) -> slice:
-    """The rows of the global batch that this process feeds; a UserError where the batch cannot be spread evenly."""
-    ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+def process_rows(batch_size: int, mesh: Mesh) -> tuple[int, ...]:
+    """The rows of the global batch that this process feeds; a UserError where the batch cannot be spread evenly.
+
+    They are those that its devices hold: not always neighbours, and not always its own alone, since devices that share
+    context or matrices across processes hold the same rows.
+    """
+    ways = _ways(mesh)
     if batch_size % ways:
         raise UserError(f"train.batch_size {batch_size} is not a multiple of the {ways} ways the mesh spreads samples")
-    own, count = jax.process_index(), jax.process_count()
-    if batch_size % count:
-        raise UserError(f"train.batch_size {batch_size} is not a multiple of the {count} processes")
-    return slice(own * batch_size // count, (own + 1) * batch_size // count)
+    size = batch_size // ways
+    return tuple(row for part in _own_parts(mesh) for row in range(part * size, (part + 1) * size))
 
 
 def to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows as global arrays spread over the batch axes."""
-    sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+    """This process's rows, in the order of `process_rows`, as global arrays spread over the batch axes."""
+    sharding, own, ways = batch_sharding(mesh), _own_parts(mesh), _ways(mesh)
+
+    def spread(rows: np.ndarray) -> jax.Array:
+        size = len(rows) // len(own)
+
+        def part(index: Any) -> np.ndarray:
+            first = own.index((index[0].start or 0) // size) * size
+            return rows[first : first + size]
+
+        return jax.make_array_from_callback((ways * size, *rows.shape[1:]), sharding, part)
+
+    return {name: spread(rows) for name, rows in batch.items()}
+
+
+def place(tree: Any, where: Any) -> Any:
+    """Host arrays, the same in all processes, as global arrays; each process hands over what its devices hold."""
+
+    def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        if sharding.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
+        array = np.asarray(leaf)  # device_put would compare all of it between the processes
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(put, tree, where)
+
+
+def _ways(mesh: Mesh) -> int:
+    """Into how many equal parts a batch is cut."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def _own_parts(mesh: Mesh) -> list[int]:
+    """Which parts of a batch the devices of this process hold."""
+    held = batch_sharding(mesh).addressable_devices_indices_map((_ways(mesh),))
+    return sorted({index[0].start or 0 for index in held.values()})  # type: ignore[index]
