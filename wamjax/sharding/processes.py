@@ -206,6 +206,8 @@ def _leave(code: int) -> None:
     sys.stderr.flush()
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         _client().wait_at_barrier(_ENDED, int(_LINGER * 1000))
+    if first():
+        time.sleep(_GRACE)  # the coordinator goes last: JAX aborts a process that sees it go
     os._exit(code)  # ordinary exit would wait for processes that are gone
 
 
