@@ -3,6 +3,7 @@
 # tools, and a working off-screen OpenGL. Finished work is recognised, so a second run takes a moment.
 #
 #   bash launch/setup.sh            PYTHON=/path/to/python bash launch/setup.sh
+#   bash launch/setup.sh --extra tpu|cuda    for training on accelerators: that extra instead, and no simulator
 #
 # Exit codes: 0 ready; 2 something is missing that only you can provide (one line says what).
 set -euo pipefail
@@ -12,8 +13,14 @@ venv=$PWD/.venv
 stamp=$venv/wamjax-setup
 log=$PWD/.cache/setup.log
 gl_packages=(libegl1 libgl1 libopengl0 libgl1-mesa-dri)
+extras=sim,dev
 say() { printf 'setup: %s\n' "$*"; }
 fail() { printf 'setup: error: %s\n' "$*" >&2; exit 2; }
+case "$*" in
+  '') ;;
+  '--extra tpu' | '--extra cuda') extras=$2 ;;
+  *) fail "unknown arguments '$*': the only ones are --extra tpu and --extra cuda" ;;
+esac
 
 # --- Python -----------------------------------------------------------------------------------------------------
 
@@ -58,10 +65,10 @@ make_venv() { # creates .venv, or replaces one that is broken or of another Pyth
 # --- Packages ---------------------------------------------------------------------------------------------------
 
 fingerprint() { # of all that decides what is installed; the folder too, since an editable install points at it
-  "$venv/bin/python" - <<'PY'
+  "$venv/bin/python" - "$extras" <<'PY'
 import hashlib, os, sys
 files = ["setup.cfg", "pyproject.toml", "launch/setup.sh", "constraints/py%d%d.txt" % sys.version_info[:2]]
-state = [sys.version.encode(), os.getcwd().encode(), *(open(name, "rb").read() for name in files)]
+state = [sys.version.encode(), os.getcwd().encode(), sys.argv[1].encode(), *(open(name, "rb").read() for name in files)]
 print(hashlib.sha256(b"\0".join(state)).hexdigest())
 PY
 }
@@ -75,7 +82,7 @@ install_packages() {
   say "installing the packages of $constraints (the first time takes minutes; details in .cache/setup.log)"
   local line
   if ! "$venv/bin/python" -m pip install --disable-pip-version-check --progress-bar off \
-    --constraint "$constraints" --editable '.[sim,dev]' 2>&1 | tee "$log" |
+    --constraint "$constraints" --editable ".[$extras]" 2>&1 | tee "$log" |
     while IFS= read -r line; do
       case $line in *Downloading*MB*\) | *"Installing collected"* | *ERROR*) printf '  %.110s\n' "${line#"${line%%[! ]*}"}" ;; esac
     done; then
@@ -143,7 +150,7 @@ if ! finished; then
   make_venv
   constraints=constraints/py$(version "$venv/bin/python" | tr -d .).txt
   install_packages
-  check_gl
+  [ "$extras" != sim,dev ] || check_gl # nothing but the simulator draws
   fingerprint >"$stamp"
 fi
 say "ready: $("$venv/bin/python" --version), .venv"

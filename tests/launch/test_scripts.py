@@ -15,7 +15,7 @@ import pytest
 import wamjax
 
 ROOT = Path(wamjax.__file__).parents[1]
-SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), ROOT / ".ci" / "run"])
+SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), *ROOT.glob("launch/*.sbatch"), ROOT / ".ci" / "run"])
 
 
 def bash(*arguments: str) -> subprocess.CompletedProcess:
@@ -37,7 +37,7 @@ def test_shellcheck_finds_nothing() -> None:
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("script", ["demo.sh", "test.sh"])
+@pytest.mark.parametrize("script", ["demo.sh", "test.sh", "train.sh", "tpu_vm.sh", "gke.sh", "slurm.sbatch"])
 def test_script_has_help(script: str) -> None:
     done = bash(f"launch/{script}", "--help")
     assert done.returncode == 0
