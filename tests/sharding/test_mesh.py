@@ -58,7 +58,8 @@ data, out, mesh = sys.argv[1:4]
 code = main(["train", "--config", "configs/metaworld_joint.py", "--data", data, "--out", out,
     "--set", "policy.width=32", "--set", "policy.mlp=64", "--set", "policy.layers=2", "--set", "policy.codec.patch=8",
     "--set", "policy.codec.channels=16", "--set", "train.steps=6", "--set", "train.batch_size=16",
-    "--set", "train.log_every=1", *[x for pair in json.loads(mesh).items() for x in ("--set", "mesh.%s=%s" % pair)]])
+    "--set", "train.log_every=1", "--set", "train.optimizer.learning_rate=1e-4",  # a higher one magnifies rounding
+    *[x for pair in json.loads(mesh).items() for x in ("--set", "mesh.%s=%s" % pair)]])
 sys.exit(code)
 """
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
+from wamjax.nn.context import spread, spread_to_all
+from wamjax.nn.shard import current_mesh
 from wamjax.nn.tokens import TokenIds, TokenPlan, visible
 
 
@@ -26,11 +28,31 @@ def attention(
     """
     if k.shape[1] != plan.length or ids.time.shape[1] != plan.length:
         raise ValueError(f"the plan has {plan.length} tokens but keys have {k.shape[1]} and ids {ids.time.shape[1]}")
-    if plan.full and ids.segment is None:
+    if q.shape[1] == plan.length and current_mesh() is not None:
+        return spread(attend, q, k, v, plan, ids.segment)
+    return attend(q, k, v, plan, ids.segment)
+
+
+def attention_to_all(
+    q: Float[Array, "b q k h"], k: Float[Array, "b n k h"], v: Float[Array, "b n k h"]
+) -> Float[Array, "b q k h"]:
+    """Softmax attention of every query to every key of another sequence: to a prompt, say."""
+    return attend_to_all(q, k, v) if current_mesh() is None else spread_to_all(attend_to_all, q, k, v)
+
+
+def attend(
+    q: Float[Array, "b q k h"],
+    k: Float[Array, "b n k h"],
+    v: Float[Array, "b n k h"],
+    plan: TokenPlan,
+    segment: Int[Array, "b n"] | None,
+) -> Float[Array, "b q k h"]:
+    """`attention` of a sequence that one device holds."""
+    if plan.full and segment is None:
         return attend_to_all(q, k, v)
     if plan.length >= LONG and not plan.causal:
-        return attend_by_spans(q, k, v, plan, ids)
-    mask = visible(plan, ids, q.shape[1])[:, None]
+        return attend_by_spans(q, k, v, plan, segment)
+    mask = visible(plan, segment, q.shape[1])[:, None]
     scores = jnp.einsum("bqkh,bnkh->bkqn", q, k, preferred_element_type=jnp.float32) * q.shape[-1] ** -0.5
     scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     weights = jnp.where(mask, jax.nn.softmax(scores, axis=-1), 0.0)
@@ -46,17 +68,21 @@ def attend_by_spans(
     k: Float[Array, "b n k h"],
     v: Float[Array, "b n k h"],
     plan: TokenPlan,
-    ids: TokenIds,
+    segment: Int[Array, "b n"] | None,
 ) -> Float[Array, "b q k h"]:
     """A few dense attentions, one per run of queries that see the same keys: only visible pairs are computed."""
     first, attended = plan.length - q.shape[1], []
     for span, runs in plan.spans(q.shape[1]):
+        asked = q[:, span.start - first : span.stop - first]
+        if not runs:
+            attended.append(jnp.zeros_like(asked))
+            continue
         keys, values = (_pick(x, runs) for x in (k, v))
         mask = None
-        if ids.segment is not None:
-            asking = ids.segment[:, span]
-            mask = (asking[:, :, None] == _pick(ids.segment, runs)[:, None, :]) & (asking >= 0)[:, :, None]
-        attended.append(attend_to_all(q[:, span.start - first : span.stop - first], keys, values, mask))
+        if segment is not None:
+            asking = segment[:, span]
+            mask = (asking[:, :, None] == _pick(segment, runs)[:, None, :]) & (asking >= 0)[:, :, None]
+        attended.append(attend_to_all(asked, keys, values, mask))
     return jnp.concatenate(attended, axis=1)
 
 
@@ -67,7 +93,7 @@ def attend_to_all(
     mask: Bool[Array, "b q n"] | None = None,
     pairs: int = 2**23,
 ) -> Float[Array, "b q k h"]:
-    """Softmax attention of every query to every key, or to those of `mask`: to a prompt, say, or within a whole clip.
+    """Softmax attention of every query to every key, or to those of `mask`.
 
     Queries go in blocks of so many that a head's scores are at most `pairs`, forwards and backwards: a long clip costs
     time, not memory. Queries that see nothing return zeros.

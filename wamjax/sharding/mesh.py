@@ -13,8 +13,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from wamjax.errors import UserError
+from wamjax.nn.shard import AXES
 
-BATCH_AXES = ("replica", "data", "fsdp")
+BATCH_AXES = AXES["b"]
 """Axes over which samples are spread."""
 
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
@@ -29,13 +30,15 @@ class MeshConfig:
         replica: copies of the model that exchange gradients only (across slices).
         data: copies inside a slice.
         fsdp: over which parameters, gradients and optimizer state are spread.
-        context: over which long sequences are spread.
+        ring, context: over which long sequences are spread: the keys and values of `ring` parts travel, and within a
+            part `context` devices exchange tokens for heads, which they must divide (see `wamjax.nn.context`).
         tensor: over which single matrices are spread.
     """
 
     replica: int = 1
     data: int = -1
     fsdp: int = 1
+    ring: int = 1
     context: int = 1
     tensor: int = 1
 
@@ -51,6 +54,28 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         raise UserError(f"a mesh of {sizes} does not fit {len(devices)} devices: set one of mesh.* to -1")
     shape = tuple(size if size != -1 else len(devices) // fixed for size in sizes.values())
     return jax.make_mesh(shape, tuple(sizes), axis_types=(AxisType.Auto,) * len(shape), devices=tuple(devices))
+
+
+@dataclasses.dataclass(frozen=True)
+class OnMesh:
+    """A compiled function that is traced and run with a mesh in context, which activations ask for their place.
+
+    Attributes:
+        mesh: the mesh. function: what `jax.jit` returned.
+    """
+
+    mesh: Mesh
+    function: Any
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Runs it."""
+        with jax.set_mesh(self.mesh):
+            return self.function(*arguments)
+
+    def lower(self, *arguments: Any) -> Any:
+        """Lowers it for arrays or their shapes."""
+        with jax.set_mesh(self.mesh):
+            return self.function.lower(*arguments)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -89,11 +114,14 @@ def _key(part: Any) -> str:
     return str(part)
 
 
-def process_rows(batch_size: int, mesh: Mesh) -> slice:
+def process_rows(batch_size: int, mesh: Mesh, portions: int = 1) -> slice:
     """The rows of the global batch that this process feeds; a UserError where the batch cannot be spread evenly."""
     ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    if batch_size % ways:
-        raise UserError(f"train.batch_size {batch_size} is not a multiple of the {ways} ways the mesh spreads samples")
+    if batch_size % (ways * portions):
+        over = f"the {ways} ways the mesh spreads samples" + (
+            f" times train.portions {portions}" if portions > 1 else ""
+        )
+        raise UserError(f"train.batch_size {batch_size} is not a multiple of {over}")
     own, count = jax.process_index(), jax.process_count()
     if batch_size % count:
         raise UserError(f"train.batch_size {batch_size} is not a multiple of the {count} processes")

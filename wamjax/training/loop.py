@@ -43,6 +43,7 @@ class TrainConfig:
     Attributes:
         steps: length of the run.
         batch_size: samples per step over all devices.
+        portions: in how many parts, one after the other, a step reads its batch (gradient accumulation).
         seed: of parameters, data order and noise.
         optimizer: optimizer and schedule.
         lora: adapters to train beside parameters that stay; None trains all parameters.
@@ -53,6 +54,7 @@ class TrainConfig:
 
     steps: int = 5000
     batch_size: int = 32
+    portions: int = 1
     seed: int = 0
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig | None = None
@@ -63,7 +65,7 @@ class TrainConfig:
     keep: int = 2
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "validate_every", "checkpoint_every", "keep"):
+        for name in ("steps", "batch_size", "portions", "log_every", "validate_every", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name} is {getattr(self, name)}: it must be at least 1")
 
@@ -103,8 +105,8 @@ def train(
     frozen = jax.device_put(frozen, shardings(frozen, rules, mesh))
     state, frozen, spent = _start(policy, initial, frozen, optimizer, config, mesh, rules, checkpoints)
     first = int(state.step)
-    step_fn = make_step(policy, optimizer, config.optimizer.ema, config.seed, mesh, state)
-    rows = process_rows(config.batch_size, mesh)
+    step_fn = make_step(policy, optimizer, config.optimizer.ema, config.seed, mesh, state, config.portions)
+    rows = process_rows(config.batch_size, mesh, config.portions)
     loader = batches(first, rows)
     validate = _validator(policy, config, mesh, validation, rows)
     writer = MetricWriter(run, config.steps, first)
@@ -164,7 +166,7 @@ def _validator(
     """(averaged params, frozen) -> mean validation losses, always over the same batches and noise."""
     if validation is None:
         return lambda params, frozen: {}
-    loss = make_validation(policy, config.seed)
+    loss = make_validation(policy, config.seed, mesh)
 
     def run(params: Params, frozen: Params) -> dict[str, float]:
         loader = validation(0, rows)
