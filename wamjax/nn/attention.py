@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
+from types import ModuleType
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from wamjax.nn.context import spread, spread_to_all
-from wamjax.nn.shard import current_mesh
+from wamjax.nn.shard import current_mesh, platform
 from wamjax.nn.tokens import TokenIds, TokenPlan, visible
 
 
@@ -37,7 +40,8 @@ def attention_to_all(
     q: Float[Array, "b q k h"], k: Float[Array, "b n k h"], v: Float[Array, "b n k h"]
 ) -> Float[Array, "b q k h"]:
     """Softmax attention of every query to every key of another sequence: to a prompt, say."""
-    return attend_to_all(q, k, v) if current_mesh() is None else spread_to_all(attend_to_all, q, k, v)
+    run = _kernels().splash_to_all if _has_kernel(q) else attend_to_all
+    return run(q, k, v) if current_mesh() is None else spread_to_all(run, q, k, v)
 
 
 def attend(
@@ -48,6 +52,29 @@ def attend(
     segment: Int[Array, "b n"] | None,
 ) -> Float[Array, "b q k h"]:
     """`attention` of a sequence that one device holds."""
+    if q.shape[1] == plan.length >= LONG and _has_kernel(q):
+        return _kernels().splash(q, k, v, plan, segment)
+    return attend_reference(q, k, v, plan, segment)
+
+
+def _has_kernel(q: Array) -> bool:
+    """Whether there is a kernel for such heads where the program will run."""
+    return platform() == "tpu" and q.shape[-1] % 128 == 0
+
+
+def _kernels() -> ModuleType:
+    """The TPU's kernels; imported where they run only, since JAX keeps them among its experiments."""
+    return importlib.import_module("wamjax.nn.splash")
+
+
+def attend_reference(
+    q: Float[Array, "b q k h"],
+    k: Float[Array, "b n k h"],
+    v: Float[Array, "b n k h"],
+    plan: TokenPlan,
+    segment: Int[Array, "b n"] | None,
+) -> Float[Array, "b q k h"]:
+    """`attend` without a kernel."""
     if plan.full and segment is None:
         return attend_to_all(q, k, v)
     if plan.length >= LONG and not plan.causal:
