@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from wamjax.errors import UserError
@@ -53,7 +54,18 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     if len(devices) % fixed or (-1 not in sizes.values() and fixed != len(devices)):
         raise UserError(f"a mesh of {sizes} does not fit {len(devices)} devices: set one of mesh.* to -1")
     shape = tuple(size if size != -1 else len(devices) // fixed for size in sizes.values())
-    return jax.make_mesh(shape, tuple(sizes), axis_types=(AxisType.Auto,) * len(shape), devices=tuple(devices))
+    return Mesh(_arranged(shape, devices), tuple(sizes), axis_types=(AxisType.Auto,) * len(shape))
+
+
+def _arranged(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices such that those of an inner axis are neighbours, and only the first axis leaves a slice."""
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    if shape[0] % slices:
+        raise UserError(f"mesh.replica {shape[0]} does not spread over {slices} slices: make it a multiple of them")
+    inside, across = (shape[0] // slices, *shape[1:]), (slices, *(1,) * (len(shape) - 1))
+    return mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
 
 
 @dataclasses.dataclass(frozen=True)

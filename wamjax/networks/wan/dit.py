@@ -32,7 +32,7 @@ Latents = Float[Array, "b t h w c"]
 PARTITIONS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"blocks/.*(/q|/k|/v|k_img|v_img|ffn_in)/kernel", (None, "fsdp", "tensor")),
     (r"blocks/.*(/o|ffn_out)/kernel", (None, "tensor", "fsdp")),
-    (r"(text|time|image)_\w+/kernel", ("fsdp", "tensor")),
+    (r"((text|time)_\w+|image_embedding/\w+)/kernel", ("fsdp", "tensor")),
     (r".*", ()),
 )
 """Parameter path (regular expression, first match wins) to the mesh axes of its dimensions."""
@@ -396,7 +396,7 @@ class WanBlock(nn.Module):
     def _rows(self, condition: WanCondition, time: Int[Array, "b n"], first: int) -> list[Array]:
         """Three modulation rows per token: shift, scale and gate."""
         rows = condition.rows.reshape(*condition.rows.shape[:2], 6, -1)[:, :, first : first + 3]
-        table = rows + self.modulation[first : first + 3].astype(rows.dtype)
+        table = shard(rows + self.modulation[first : first + 3].astype(rows.dtype), "b - - -")
         return [at_times(table[:, :, i], time) for i in range(3)]
 
 
