@@ -75,7 +75,7 @@ class Topology:
         except Exception as error:
             first = str(error).strip().splitlines()[0][:160]
             raise UserError(
-                f"no compiler for {name} ({first}): install it with pip install 'wamjax[plan]', and name a shape of TPUs"
+                f"no compiler for {name} ({first}): pip install 'wamjax[plan]', and name a shape that exists"
             ) from error
 
 
