@@ -28,6 +28,7 @@ from wamjax.policies.dreamzero.policy import DreamZero
 from wamjax.policies.small_wam import SmallWAM, SmallWAMConfig
 from wamjax.serving.protocols import PREFIX, STATE_SIZES
 from wamjax.sharding.mesh import Rules
+from wamjax.sharding.processes import say
 from wamjax.training.loop import Batches
 
 if TYPE_CHECKING:
@@ -187,9 +188,7 @@ class DreamZeroSystem:
         found = {inside + path: leaf for path, leaf in flatten(loaded.params).items()}
         missing = lacking(policy, found)
         if missing:
-            print(
-                f"{len(missing)} parameters are not in {experiment.weights} and begin at random, first {min(missing)}"
-            )
+            say(f"{len(missing)} parameters are not in {experiment.weights} and begin at random, first {min(missing)}")
         return nest(found | drawn(policy, missing, experiment.train.seed))
 
     def sees(self, experiment: Experiment) -> tuple[tuple[str, ...], tuple[str, ...]]:

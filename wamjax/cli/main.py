@@ -102,19 +102,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = parse(sys.argv[1:] if argv is None else argv)
         return args.run(args) or 0
-    except UserError as error:
+    except (Exception, KeyboardInterrupt) as error:
+        return report(error)
+
+
+def report(error: BaseException) -> int:
+    """Prints what a user can put right as one line, and returns the exit code; raises a bug again."""
+    if isinstance(error, UserError):
         return _complain(str(error))
-    except KeyboardInterrupt:
+    if isinstance(error, KeyboardInterrupt):
         print("wamjax: interrupted; run the same command again to go on", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of a pipe (`wamjax ... | head`) has gone: not a mistake
+    if isinstance(error, BrokenPipeError):  # the reader of a pipe (`wamjax ... | head`) has gone: not a mistake
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         place = f" while writing {error.filename}" if error.filename else ""
         return _complain(f"the disk is full{place}: free some space and run the same command again to go on")
+    raise error
 
 
 def _complain(message: str) -> int:

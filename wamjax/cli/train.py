@@ -3,6 +3,9 @@
 The run folder receives config.json (everything resolved), checkpoints/, metrics.jsonl, tensorboard/ and, at the
 end, summary.json. Starting again with the same folder continues from the newest checkpoint and gives the very
 parameters that an undisturbed run gives.
+
+The same command on every machine trains with all their devices; the folders must be shared by them. Process 0 prints
+and writes for all, and an error in one ends all of them.
 """
 
 from __future__ import annotations
@@ -21,44 +24,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     parser.add_argument("--data", required=True, metavar="DIR", help="dataset folder, e.g. from `wamjax data collect`")
     parser.add_argument("--out", required=True, metavar="DIR", help="run folder; an interrupted run in it goes on")
+    several = parser.add_argument_group("several processes", "found by themselves on TPU pods, GKE and SLURM")
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens; the same for all")
+    several.add_argument("--processes", type=int, metavar="N", help="how many there are (1: this one alone)")
+    several.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
 
 
 def run(args: argparse.Namespace) -> None:
     """Runs the verb."""
+    from wamjax.cli.main import report
+    from wamjax.sharding import processes
+    from wamjax.training.host_memory import keep_freed_memory
+
+    keep_freed_memory()
+    processes.start(args.coordinator, args.processes, args.process)
+    with processes.together(report):
+        _train(args)
+
+
+def _train(args: argparse.Namespace) -> None:
     from wamjax import config as configuration
     from wamjax.cli import _experiment
     from wamjax.data.files import write_json
     from wamjax.data.store import EpisodeStore
+    from wamjax.sharding import processes
     from wamjax.sharding.mesh import make_mesh
     from wamjax.training.checkpoint import fingerprint
-    from wamjax.training.host_memory import keep_freed_memory
     from wamjax.training.loop import train
 
-    keep_freed_memory()
     experiment = _experiment.load(args.config, args.overrides)
     store, out = EpisodeStore(args.data), Path(args.out)
     resolved = configuration.to_dict(experiment)
-    source = {"dataset": store.fingerprint}
-    out.mkdir(parents=True, exist_ok=True)
-    if (out / "config.json").exists():
-        _same(json.loads((out / "config.json").read_text()), resolved, out)
-        if (out / "summary.json").exists():
-            print(f"{out} is finished: {experiment.train.steps} steps; see {out / 'summary.json'}")
-            return
-    write_json(out / "config.json", resolved)
+    if _finished(out, resolved, store.fingerprint):
+        processes.say(f"{out} is finished: {experiment.train.steps} steps; see {out / 'summary.json'}")
+        return
     system = _experiment.system(experiment)
     policy = system.policy(experiment, system.shapes(experiment, store))
     frozen = system.frozen(experiment, store, policy)
-    source["frozen"] = fingerprint(frozen)
+    source = {"dataset": store.fingerprint, "frozen": fingerprint(frozen)}
+    processes.agree(frozen_parameters=source["frozen"])
     validation = None
     if "validation" in store.splits:
         validation = system.loader(experiment, EpisodeStore(args.data, "validation"), policy)
-    mesh = make_mesh(experiment.mesh)
     summary = train(
         policy,
         frozen,
         experiment.train,
-        mesh=mesh,
+        mesh=make_mesh(experiment.mesh),
         rules=system.rules,
         batches=system.loader(experiment, store, policy),
         validation=validation,
@@ -66,9 +78,26 @@ def run(args: argparse.Namespace) -> None:
         initial=system.initial(experiment, policy),
         meta={"config": resolved, "shapes": configuration.to_dict(policy.shapes), "source": source},
     )
-    write_json(out / "summary.json", summary)
+    if processes.first():
+        write_json(out / "summary.json", summary)
     minutes = summary["wall_seconds"] / 60
-    print(f"trained {experiment.name}: {summary['steps']} steps in {minutes:.1f} min; results in {out}")
+    processes.say(f"trained {experiment.name}: {summary['steps']} steps in {minutes:.1f} min; results in {out}")
+
+
+def _finished(out: Path, resolved: dict, dataset: str) -> bool:
+    """Whether the run folder holds the finished run; else it is made ready, where it is not one begun before."""
+    from wamjax.data.files import write_json
+    from wamjax.sharding import processes
+
+    begun = json.loads((out / "config.json").read_text()) if (out / "config.json").exists() else None
+    finished = begun is not None and (out / "summary.json").exists()
+    processes.agree(the_configuration=resolved, the_dataset=dataset, the_run_folder=(begun, finished))
+    if begun is not None:
+        _same(begun, resolved, out)
+    elif processes.first():
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "config.json", resolved)
+    return finished
 
 
 def _same(old: dict, new: dict, out: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,7 +97,7 @@ def chunk_batches(
     seed: int,
     tokenize: Tokenize,
     start_step: int = 0,
-    rows: slice | None = None,
+    rows: Sequence[int] | None = None,
     cache_bytes: int = 512 << 20,
     threads: int | None = None,
 ) -> Iterator[Batch]:

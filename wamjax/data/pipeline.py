@@ -64,7 +64,7 @@ def batches(
     seed: int,
     tokenize: Tokenize,
     start_step: int = 0,
-    rows: slice | None = None,
+    rows: Sequence[int] | None = None,
     cache_bytes: int = 512 << 20,
     threads: int | None = None,
 ) -> Iterator[Batch]:
@@ -99,7 +99,7 @@ def stream(
     batch_size: int,
     seed: int,
     start_step: int = 0,
-    rows: slice | None = None,
+    rows: Sequence[int] | None = None,
     threads: int | None = None,
 ) -> Iterator[Batch]:
     """Endless batches of a reader's samples, in the order that the module describes; arguments as in `batches`.
@@ -109,11 +109,11 @@ def stream(
     """
     import grain  # here, because configs import this module and grain takes seconds
 
-    wanted = range(batch_size)[rows or slice(None)]
-    if not wanted or start_step < 0 or not 0 <= seed < 2**32:
+    wanted = range(batch_size) if rows is None else rows
+    if not wanted or not set(wanted) <= set(range(batch_size)) or start_step < 0 or not 0 <= seed < 2**32:
         raise UserError(
             f"batch_size={batch_size}, rows={rows}, start_step={start_step}, seed={seed}: "
-            "ask for at least one row, a step of at least 0 and a seed of 0 .. 2**32 - 1"
+            "ask for rows of the batch, at least one, a step of at least 0 and a seed of 0 .. 2**32 - 1"
         )
     threads = threads or min(8, os.cpu_count() or 1)
     order = grain.MapDataset.range(reader.clips).shuffle(seed=seed)
@@ -131,7 +131,7 @@ def episode_clips(store: EpisodeStore, clip: ClipConfig, episode: int, tokenize:
 
 
 def _load(
-    step: int, *, reader: "EpisodeReader", order: Sequence[int], batch_size: int, rows: range, seed: int
+    step: int, *, reader: "EpisodeReader", order: Sequence[int], batch_size: int, rows: Sequence[int], seed: int
 ) -> Batch:
     """The wanted rows of one step's batch; `order`, indexed past its length, is shuffled anew each epoch."""
     positions = [step * batch_size + row for row in rows]

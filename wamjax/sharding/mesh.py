@@ -58,14 +58,18 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def _arranged(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
-    """Devices such that those of an inner axis are neighbours, and only the first axis leaves a slice."""
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices == 1:
+    """Devices such that those of an inner axis are neighbours, and only the first axis, `replica`, leaves a slice.
+
+    GPUs have no slices: their order is that of the processes, so that the last axes stay within a machine.
+    """
+    slices = len({device.slice_index for device in devices if device.platform == "tpu"})
+    if slices <= 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    if shape[0] % slices:
-        raise UserError(f"mesh.replica {shape[0]} does not spread over {slices} slices: make it a multiple of them")
-    inside, across = (shape[0] // slices, *shape[1:]), (slices, *(1,) * (len(shape) - 1))
-    return mesh_utils.create_hybrid_device_mesh(inside, across, devices, allow_split_physical_axes=True)
+    replica, *inside = shape
+    if replica % slices:
+        raise UserError(f"mesh.replica is {replica}, but the TPUs are {slices} slices: set mesh.replica={slices}")
+    within, across = (replica // slices, *inside), (slices,) + (1,) * len(inside)
+    return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,21 +130,54 @@ def _key(part: Any) -> str:
     return str(part)
 
 
-def process_rows(batch_size: int, mesh: Mesh, portions: int = 1) -> slice:
-    """The rows of the global batch that this process feeds; a UserError where the batch cannot be spread evenly."""
-    ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+def process_rows(batch_size: int, mesh: Mesh, portions: int = 1) -> tuple[int, ...]:
+    """The rows of the global batch that this process feeds; a UserError where the batch cannot be spread evenly.
+
+    They are those that its devices hold: not always neighbours, and not always its own alone, since devices that share
+    context or matrices across processes hold the same rows.
+    """
+    ways = _ways(mesh)
     if batch_size % (ways * portions):
-        over = f"the {ways} ways the mesh spreads samples" + (
-            f" times train.portions {portions}" if portions > 1 else ""
-        )
+        over = f"the {ways} ways the mesh spreads samples" + f" x train.portions {portions}" * (portions > 1)
         raise UserError(f"train.batch_size {batch_size} is not a multiple of {over}")
-    own, count = jax.process_index(), jax.process_count()
-    if batch_size % count:
-        raise UserError(f"train.batch_size {batch_size} is not a multiple of the {count} processes")
-    return slice(own * batch_size // count, (own + 1) * batch_size // count)
+    size = batch_size // ways
+    return tuple(row for part in _own_parts(mesh) for row in range(part * size, (part + 1) * size))
 
 
 def to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """This process's rows as global arrays spread over the batch axes."""
-    sharding = batch_sharding(mesh)
-    return {name: jax.make_array_from_process_local_data(sharding, rows) for name, rows in batch.items()}
+    """This process's rows, in the order of `process_rows`, as global arrays spread over the batch axes."""
+    sharding, own, ways = batch_sharding(mesh), _own_parts(mesh), _ways(mesh)
+
+    def spread(rows: np.ndarray) -> jax.Array:
+        size = len(rows) // len(own)
+
+        def part(index: Any) -> np.ndarray:
+            first = own.index((index[0].start or 0) // size) * size
+            return rows[first : first + size]
+
+        return jax.make_array_from_callback((ways * size, *rows.shape[1:]), sharding, part)
+
+    return {name: spread(rows) for name, rows in batch.items()}
+
+
+def place(tree: Any, where: Any) -> Any:
+    """Host arrays, the same in all processes, as global arrays; each process hands over what its devices hold."""
+
+    def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        if sharding.is_fully_addressable:
+            return jax.device_put(leaf, sharding)
+        array = np.asarray(leaf)  # device_put would compare all of it between the processes
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(put, tree, where)
+
+
+def _ways(mesh: Mesh) -> int:
+    """Into how many equal parts a batch is cut."""
+    return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def _own_parts(mesh: Mesh) -> list[int]:
+    """Which parts of a batch the devices of this process hold."""
+    held = batch_sharding(mesh).addressable_devices_indices_map((_ways(mesh),))
+    return sorted({index[0].start or 0 for index in held.values()})  # type: ignore[index]

@@ -19,6 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from wamjax.errors import UserError
+from wamjax.sharding.processes import whole
 from wamjax.training.paths import leaves
 from wamjax.training.step import TrainState
 
@@ -129,7 +130,7 @@ def fingerprint(tree: Any) -> str:
     """A short hash of all leaves (paths, shapes, values), to tell what a run was initialised from."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(leaf)
+        array = whole(leaf)
         digest.update(f"{jax.tree_util.keystr(path)}{array.dtype}{array.shape}".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()[:16]

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,15 @@ from wamjax.compute.chips import peak
 from wamjax.compute.flops import of_passes, parameter_count
 from wamjax.errors import NonFiniteLoss, UserError
 from wamjax.policies.contract import Params
-from wamjax.sharding.mesh import Rules, process_rows, shardings, to_devices
+from wamjax.sharding import processes
+from wamjax.sharding.mesh import Rules, place, process_rows, shardings, to_devices
 from wamjax.training.checkpoint import Checkpoints
 from wamjax.training.lora import LoRAConfig, adapt
-from wamjax.training.metrics import MetricWriter
+from wamjax.training.metrics import MetricWriter, SilentWriter, make_writer
 from wamjax.training.optimizer import OptimizerConfig, make_optimizer, schedule
 from wamjax.training.step import Learner, TrainState, abstract_state, init_state, make_step, make_validation
 
-Batches = Callable[[int, slice], Iterator[dict[str, np.ndarray]]]
+Batches = Callable[[int, Sequence[int]], Iterator[dict[str, np.ndarray]]]
 """(first step, rows of this process) -> endless batches."""
 
 FINAL_STEPS = 50
@@ -102,14 +103,15 @@ def train(
     optimizer = make_optimizer(config.optimizer, config.steps)
     checkpoints = Checkpoints(run, config.keep)
     policy, initial, frozen = adapt(policy, initial, frozen, config.lora, config.seed)
-    frozen = jax.device_put(frozen, shardings(frozen, rules, mesh))
+    frozen = place(frozen, shardings(frozen, rules, mesh))
+    initial = place(initial, shardings(initial, rules, mesh))
     state, frozen, spent = _start(policy, initial, frozen, optimizer, config, mesh, rules, checkpoints)
     first = int(state.step)
     step_fn = make_step(policy, optimizer, config.optimizer.ema, config.seed, mesh, state, config.portions)
     rows = process_rows(config.batch_size, mesh, config.portions)
     loader = batches(first, rows)
     validate = _validator(policy, config, mesh, validation, rows)
-    writer = MetricWriter(run, config.steps, first)
+    writer = make_writer(run, config.steps, first)
     meter = _Meter(policy, config, first, spent, checkpoints)
 
     def save(step: int) -> None:
@@ -133,6 +135,9 @@ def train(
         if checkpoints.latest != config.steps:
             writer.write(config.steps, validate(state.averaged, frozen))
             save(config.steps)
+    except BaseException as error:
+        processes.fail(error)  # first, since closing waits for checkpoints that all processes write
+        raise
     finally:
         checkpoints.close()
         writer.close()
@@ -151,17 +156,18 @@ def _start(
 ) -> tuple[TrainState, Params, dict[str, Any]]:
     """The state to begin with, restored where there is a checkpoint, and what the meter had recorded by then."""
     ema, step = config.optimizer.ema, checkpoints.latest
+    processes.agree(the_newest_checkpoint=step)
     if step is None:
         state = init_state(policy, optimizer, ema, config.seed, mesh, rules, initial)
         return state, frozen, {"wall_seconds": 0.0, "losses": []}
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), frozen)
     state, frozen = checkpoints.restore(step, abstract_state(policy, optimizer, ema, mesh, rules), abstract)
-    print(f"going on from {checkpoints.path(step)}", flush=True)
+    processes.say(f"going on from {checkpoints.path(step)}")
     return state, frozen, checkpoints.meta(step)["meter"]
 
 
 def _validator(
-    policy: Learner, config: TrainConfig, mesh: Mesh, validation: Batches | None, rows: slice
+    policy: Learner, config: TrainConfig, mesh: Mesh, validation: Batches | None, rows: Sequence[int]
 ) -> Callable[[Params, Params], dict[str, float]]:
     """(averaged params, frozen) -> mean validation losses, always over the same batches and noise."""
     if validation is None:
@@ -199,7 +205,7 @@ class _Meter:
         """What a later start needs to go on counting."""
         return {"wall_seconds": self.wall, "losses": list(self._losses)}
 
-    def read(self, step: int, metrics: dict[str, jax.Array] | None, writer: MetricWriter) -> None:
+    def read(self, step: int, metrics: dict[str, jax.Array] | None, writer: MetricWriter | SilentWriter) -> None:
         """Takes in the metrics that `step` steps ended with (None: nothing pending)."""
         if metrics is None:
             return

@@ -7,6 +7,13 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from wamjax.sharding import processes
+
+
+def make_writer(run: Path, steps: int, start_step: int) -> MetricWriter | SilentWriter:
+    """The writer of this process: process 0 writes for all."""
+    return MetricWriter(run, steps, start_step) if processes.first() else SilentWriter()
+
 
 class MetricWriter:
     """Writes `metrics.jsonl` and TensorBoard events of a run, and prints progress.
@@ -41,6 +48,16 @@ class MetricWriter:
         """Flushes and closes the files."""
         self._file.close()
         self._board.close()
+
+
+class SilentWriter:
+    """Where a `MetricWriter` is asked for, in all processes but the first."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Does nothing."""
+
+    def close(self) -> None:
+        """Does nothing."""
 
 
 def _line(step: int, steps: int, values: Mapping[str, float]) -> str:
