@@ -2,7 +2,7 @@
 
 The run folder receives config.json (everything resolved), checkpoints/, metrics.jsonl, tensorboard/ and, at the
 end, summary.json. Starting again with the same folder continues from the newest checkpoint and gives the very
-parameters that an undisturbed run gives.
+parameters that an undisturbed run gives; on another mesh (mesh.*) or number of processes, the same but for rounding.
 
 The same command on every machine trains with all their devices; the folders must be shared by them. Process 0 prints
 and writes for all, and an error in one ends all of them.
@@ -94,19 +94,20 @@ def _finished(out: Path, resolved: dict, dataset: str) -> bool:
     processes.agree(the_configuration=resolved, the_dataset=dataset, the_run_folder=(begun, finished))
     if begun is not None:
         _same(begun, resolved, out)
-    elif processes.first():
+    if begun != resolved and processes.first():
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "config.json", resolved)
+    processes.see(out / "config.json")
     return finished
 
 
 def _same(old: dict, new: dict, out: Path) -> None:
-    """Refuses to go on with another configuration."""
+    """Refuses to go on with another configuration; only the mesh may change, as the machines may."""
     from wamjax.errors import UserError
 
     for path, value in _flat(new).items():
         before = _flat(old).get(path)
-        if before != value:
+        if before != value and not path.startswith("mesh."):
             raise UserError(
                 f"{out} holds a run with {path}={before!r}, not {value!r}: give another --out or the same configuration"
             )

@@ -9,6 +9,9 @@ finds the others by itself, from what the environment says:
     Open MPI         OMPI_MCA_orte_hnp_uri, OMPI_COMM_WORLD_SIZE, _RANK and _LOCAL_RANK: what mpirun sets
     Kubernetes Job   KUBERNETES_SERVICE_HOST and JOB_COMPLETION_INDEX, where the package `kubernetes` is installed
 
+A process that a failure of machines or network ends has exit code 42, which xpk and other schedulers can be told to
+start again; 2 is a user's mistake and 1 a bug, which would only happen again.
+
 SLURM and Open MPI give every process the one GPU of its local rank, so they start one process per GPU.
 JAX_COORDINATOR_PORT chooses another port for the coordinator.
 """
@@ -21,8 +24,10 @@ import os
 import re
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -35,6 +40,9 @@ TOGETHER = (
     "--coordinator, --processes and --process belong together: give all three, or none on TPU pods, GKE, SLURM and "
     "Open MPI, which are detected, or just --processes 1 to run alone"
 )
+
+LOST = 42
+"""Exit code where a machine or the network failed: the same command goes on. (xpk starts again on 42 and above 126.)"""
 
 _FAILED, _ENDED = "wamjax/failed", "wamjax/ended"
 _POLL, _GRACE, _LINGER = 60.0, 2.0, 10.0  # seconds
@@ -114,6 +122,18 @@ def agree(**facts: Any) -> None:
         )
 
 
+def see(path: Path, seconds: float = 60.0) -> None:
+    """Waits until this process sees a file that process 0 has written; a UserError where it never does."""
+    deadline = time.monotonic() + seconds
+    while not path.exists():  # network file systems may show it late
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"process {jax.process_index()} does not see {path}, which process 0 wrote: choose a folder in a file "
+                "system that all machines share"
+            )
+        time.sleep(0.1)
+
+
 def whole(array: Any) -> np.ndarray:
     """An array on this host, also where other processes hold parts of it (all must then ask for it)."""
     if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
@@ -136,6 +156,7 @@ def together(report: Callable[[BaseException], int]) -> Iterator[None]:
         yield
     except BaseException as error:
         fail(error)
+        _leaving.set()
         _leave(_reported(error, report))
     jax.distributed.shutdown()
 
@@ -148,30 +169,35 @@ def fail(error: BaseException) -> None:
     if jax.distributed.is_initialized():
         text = f"process {jax.process_index()} of {jax.process_count()} stopped: {type(error).__name__}: {error}"
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # another was first
-            _client().key_value_set(_FAILED, " ".join(text.split())[:2000])
+            _client().key_value_set(_FAILED, f"{_code(error)} {' '.join(text.split())[:2000]}")
 
 
 def _reported(error: BaseException, report: Callable[[BaseException], int]) -> int:
-    _leaving.set()
     try:
         return report(error)
     except BaseException:
         traceback.print_exc()
-        return 1
+        return _code(error)
+
+
+def _code(error: BaseException) -> int:
+    if isinstance(error, UserError):
+        return 2
+    return LOST if isinstance(error, jax.errors.JaxRuntimeError) else 1
 
 
 def _watch() -> None:
     """Waits for a failure elsewhere and ends this process, whatever its main thread is waiting for."""
     while True:
         try:
-            failure = _client().blocking_key_value_get(_FAILED, int(_POLL * 1000))
+            code, failure = _client().blocking_key_value_get(_FAILED, int(_POLL * 1000)).split(" ", 1)
             break
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 return  # the run is over; or process 0 is gone, upon which JAX ends this process
     if not _leaving.wait(_GRACE):  # most mistakes are found by all processes at once: each then ends by itself
         print(f"wamjax: error: {failure}", file=sys.stderr)
-        _leave(1)
+        _leave(int(code))
 
 
 def _leave(code: int) -> None:
