@@ -163,7 +163,10 @@ def together(report: Callable[[BaseException], int]) -> Iterator[None]:
     except BaseException as error:
         fail(error)
         _leaving.set()
-        _leave(_reported(error, report))
+        code = _reported(error, report)
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # what came first counts, here or elsewhere
+            code = _failure(_GRACE)[0]
+        _leave(code)
     jax.distributed.shutdown()
 
 
@@ -196,14 +199,20 @@ def _watch() -> None:
     """Waits for a failure elsewhere and ends this process, whatever its main thread is waiting for."""
     while True:
         try:
-            code, failure = _client().blocking_key_value_get(_FAILED, int(_POLL * 1000)).split(" ", 1)
+            code, failure = _failure(_POLL)
             break
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 return  # the run is over; or process 0 is gone, upon which JAX ends this process
     if not _leaving.wait(_GRACE):  # most mistakes are found by all processes at once: each then ends by itself
         print(f"wamjax: error: {failure}", file=sys.stderr)
-        _leave(int(code))
+        _leave(code)
+
+
+def _failure(seconds: float) -> tuple[int, str]:
+    """Exit code and description of the first failure of the run; waits for one so long."""
+    code, text = _client().blocking_key_value_get(_FAILED, int(seconds * 1000)).split(" ", 1)
+    return int(code), text
 
 
 def _leave(code: int) -> None:
@@ -212,6 +221,8 @@ def _leave(code: int) -> None:
     sys.stderr.flush()
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         _client().wait_at_barrier(_ENDED, int(_LINGER * 1000))
+    if first():
+        time.sleep(_GRACE)  # the coordinator goes last: JAX aborts a process that sees it go
     os._exit(code)  # ordinary exit would wait for processes that are gone
 
 
