@@ -146,7 +146,7 @@ def test_a_killed_process_ends_the_others(dataset, tmp_path, killed, code):
         time.sleep(0.1)
     running[killed].kill()
     ended = ends(running, 120)
-    assert ended[1 - killed][0] == code
+    assert ended[1 - killed][0] == code, ended[1 - killed][2]
 
 
 WORKER = """

@@ -44,6 +44,9 @@ TOGETHER = (
 LOST = 42
 """Exit code where a machine or the network failed: the same command goes on. (xpk starts again on 42 and above 126.)"""
 
+_STATUS = "(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): "
+"""How messages of a lost machine or connection begin; their class is now JaxRuntimeError, now ValueError."""
+
 _FAILED, _ENDED = "wamjax/failed", "wamjax/ended"
 _POLL, _GRACE, _LINGER = 60.0, 2.0, 10.0  # seconds
 _leaving = threading.Event()
@@ -192,7 +195,7 @@ def _reported(error: BaseException, report: Callable[[BaseException], int]) -> i
 def _code(error: BaseException) -> int:
     if isinstance(error, UserError):
         return 2
-    return LOST if isinstance(error, jax.errors.JaxRuntimeError) else 1
+    return LOST if re.match(_STATUS, str(error)) else 1
 
 
 def _watch() -> None:
