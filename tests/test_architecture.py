@@ -19,6 +19,7 @@ ROOMS = (
     "compute",
     "sharding",
     "training",
+    "planning",
     "interop",
     "serving",
     "evaluation",

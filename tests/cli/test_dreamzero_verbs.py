@@ -87,6 +87,7 @@ def test_imagining_along_an_episode_is_a_film(dataset, run, tmp_path):
     assert frames[0].shape == (16, 2 * 32, 3)
 
 
+@pytest.mark.slow
 def test_adapters_are_trained_on_a_base_that_stays(dataset, run, tmp_path):
     """LoRA from the command line; the loaded policy has the adapters merged in."""
     folder = tmp_path / "lora"

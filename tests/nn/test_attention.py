@@ -41,7 +41,7 @@ def test_spans_equal_double_precision(queries, absent):
     mask = plan.mask[None] & (segment[:, :, None] == segment[:, None]) & (segment[:, :, None] >= 0)
     expected = reference(q, k, v, mask)[:, 13 - queries :]
     arrays = (jnp.asarray(x, jnp.float32) for x in (q[:, 13 - queries :], k, v))
-    np.testing.assert_allclose(attend_by_spans(*arrays, plan, ids), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(attend_by_spans(*arrays, plan, ids.segment), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_long_plans_compute_the_visible_pairs_only():

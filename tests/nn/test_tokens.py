@@ -43,8 +43,8 @@ def test_tokens_see_only_their_segment_and_absent_ones_see_nothing():
     plan = TokenPlan.from_rule([Group("a", 4)], lambda q, k: True)
     ids = TokenIds(segment=jnp.array([[0, 0, 1, -1]]), time=jnp.zeros((1, 4), int))
     expected = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]], bool)
-    np.testing.assert_array_equal(visible(plan, ids, 4)[0], expected)
-    np.testing.assert_array_equal(visible(plan, ids, 2)[0], expected[2:])
+    np.testing.assert_array_equal(visible(plan, ids.segment, 4)[0], expected)
+    np.testing.assert_array_equal(visible(plan, ids.segment, 2)[0], expected[2:])
 
 
 def test_plans_that_make_no_sense_are_refused():

@@ -30,6 +30,7 @@ from wamjax.interop.dreamzero import keymap
 from wamjax.interop.keymap import flatten, to_ours
 from wamjax.networks.wan.dit import Precision
 from wamjax.policies.dreamzero.network import Clip, DreamZeroNetwork, NetworkConfig, Past, Robot
+from wamjax.training.host_memory import keep_freed_memory
 
 CONFIG: Any = _experiment.load(Path(__file__).parents[2] / "configs/dreamzero_bench.py").policy
 NETWORK: NetworkConfig = CONFIG.network
@@ -295,6 +296,7 @@ def row(numbers: str, task: str, runs: dict[str, Callable[[], Any]]) -> None:
 if __name__ == "__main__":
     folder, *wanted = sys.argv[1:]
     threads = f"{torch.get_num_threads()} threads"
+    keep_freed_memory()  # as `wamjax train` does; PyTorch gains by it too
     print(f"jax {jax.__version__}, torch {torch.__version__} ({threads}), medians of {ROUNDS} (over wamjax's)")
     tasks = [word for word in wanted if word in TASKS] or list(TASKS)
     for numbers in [word for word in wanted if word not in TASKS] or ["float32"]:

@@ -11,12 +11,15 @@ import jax
 
 from wamjax import config as configuration
 from wamjax.cli._systems import SYSTEMS, System
+from wamjax.data import embodiments
 from wamjax.data.pipeline import ClipConfig
 from wamjax.errors import UserError
 from wamjax.evaluation.collect import CollectConfig
 from wamjax.evaluation.runner import Trials
 from wamjax.policies.contract import Policy, SampleShapes
 from wamjax.policies.dreamzero.config import DreamZeroConfig
+from wamjax.policies.dreamzero.policy import DreamZero
+from wamjax.policies.dreamzero.stages import without_files
 from wamjax.policies.small_wam import SmallWAMConfig
 from wamjax.sharding.mesh import MeshConfig
 from wamjax.training.checkpoint import Checkpoints
@@ -74,6 +77,22 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
 def system(experiment: Experiment) -> System:
     """How the experiment's policy meets a dataset."""
     return SYSTEMS[type(experiment.policy)]
+
+
+def policy_without_data(experiment: Experiment, frame: str) -> DreamZero:
+    """An experiment's policy for cameras of `frame` ("180x320"), without a dataset or files; for timing and planning.
+
+    Raises:
+        UserError: a frame that is no size, or a policy that takes its sizes from a dataset.
+    """
+    height, cross, width = frame.partition("x")
+    if not (cross and height.isdigit() and width.isdigit()):
+        raise UserError(f"--frame {frame}: write height and width in pixels, for instance 180x320")
+    config = experiment.policy
+    if not isinstance(config, DreamZeroConfig):
+        raise UserError(f"'{experiment.name}' takes its sizes from a dataset: give a policy of kind 'dreamzero'")
+    views = len(embodiments.load(config.embodiment).cameras)
+    return without_files(DreamZero(config, views, int(height), int(width)))
 
 
 def trials(experiment: Experiment, seed_set: str) -> Trials:

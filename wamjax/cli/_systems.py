@@ -20,9 +20,9 @@ from wamjax.interop.checkpoint import load
 from wamjax.interop.dreamzero import drawn, lacking
 from wamjax.interop.keymap import flatten, nest
 from wamjax.networks.stream_transformer import PARTITIONS as SMALL_PARTITIONS
-from wamjax.networks.wan.dit import PARTITIONS as WAN_PARTITIONS
 from wamjax.policies.contract import Params, Policy, SampleShapes
 from wamjax.policies.dreamzero.config import DreamZeroConfig
+from wamjax.policies.dreamzero.network import PARTITIONS as DREAMZERO_PARTITIONS
 from wamjax.policies.dreamzero.network import DreamZeroNetwork
 from wamjax.policies.dreamzero.policy import DreamZero
 from wamjax.policies.small_wam import SmallWAM, SmallWAMConfig
@@ -150,7 +150,7 @@ class SmallWAMSystem:
 class DreamZeroSystem:
     """Chunks of actions and their frames; pretrained networks where the experiment names them."""
 
-    rules = WAN_PARTITIONS
+    rules = DREAMZERO_PARTITIONS
 
     def shapes(self, experiment: Experiment, store: EpisodeStore) -> SampleShapes:
         """See `System`."""

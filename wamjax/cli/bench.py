@@ -79,22 +79,12 @@ def _clock(args: argparse.Namespace) -> Callable[[], float]:
 
 def _policy(args: argparse.Namespace, experiment: Experiment) -> DreamZero:
     """The policy, without files."""
-    from wamjax.data import embodiments
+    from wamjax.cli import _experiment
     from wamjax.errors import UserError
-    from wamjax.policies.dreamzero.config import DreamZeroConfig
-    from wamjax.policies.dreamzero.policy import DreamZero
-    from wamjax.policies.dreamzero.stages import without_files
 
-    height, cross, width = args.frame.partition("x")
-    if not (cross and height.isdigit() and width.isdigit()):
-        raise UserError(f"--frame {args.frame}: write height and width in pixels, for instance 180x320")
     if min(args.sessions, args.repeats, args.train_batch) < 1:
         raise UserError("--sessions, --repeats and --train-batch must be at least 1")
-    config = experiment.policy
-    if not isinstance(config, DreamZeroConfig):
-        raise UserError(f"'{experiment.name}' takes its sizes from a dataset: time a policy of kind 'dreamzero'")
-    views = len(embodiments.load(config.embodiment).cameras)
-    return without_files(DreamZero(config, views, int(height), int(width)))
+    return _experiment.policy_without_data(experiment, args.frame)
 
 
 def _weights(policy: DreamZero, dtype: str) -> tuple[Any, Any]:

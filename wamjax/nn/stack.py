@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 
 from wamjax.nn.attention import attention
 from wamjax.nn.layers import Linear, TimeEmbedding, rms_norm, stacked
+from wamjax.nn.shard import shard
 from wamjax.nn.tokens import TokenIds, TokenPlan, at_times
 
 Tokens = dict[int, Float[Array, "b n d"]]
@@ -123,7 +124,8 @@ class ExpertBlock(nn.Module):
         _, _, gate, shift, scale, mlp_gate = self._rows(rows, time)
         attended = checkpoint_name(self.attn_out(attended.reshape(*x.shape[:2], -1)), "attn_out")
         x = x + gate * attended
-        hidden = checkpoint_name(self.mlp_in(_modulate(rms_norm(x), shift, scale)), "mlp_hidden")
+        hidden = shard(self.mlp_in(_modulate(rms_norm(x), shift, scale)), "b n f")
+        hidden = checkpoint_name(hidden, "mlp_hidden")
         return x + mlp_gate * self.mlp_out(jax.nn.gelu(hidden, approximate=True))
 
     def _rows(self, rows: Array, time: Array) -> list[Array]:
@@ -152,9 +154,9 @@ class Block(nn.Module):
         queries = sum(x.shape[1] for x in tokens.values())
         times = _split(ids.time[:, plan.length - queries :], tokens)
         memory = self.remember(conditions) if memory is None else memory
-        tokens = {e: checkpoint_name(x, "block_in") for e, x in tokens.items()}
+        tokens = {e: checkpoint_name(shard(x, "b n d"), "block_in") for e, x in tokens.items()}
         projected = [self.expert[str(e)].project(x, conditions[e], times[e]) for e, x in tokens.items()]
-        q, k, v = (jnp.concatenate(parts, axis=1) for parts in zip(*projected, strict=True))
+        q, k, v = (shard(jnp.concatenate(parts, axis=1), "b n k h") for parts in zip(*projected, strict=True))
         new = {"k": k, "v": v}
         every = new if cache is None else extended(cache, new, axis=1)
         attended = _split(attention(q, every["k"], every["v"], plan, ids), tokens)

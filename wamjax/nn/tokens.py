@@ -77,6 +77,18 @@ class TokenPlan:
         """Whether every token may see every token."""
         return all(map(all, self.visible)) and not self.causal
 
+    @functools.cached_property
+    def owner(self) -> np.ndarray:
+        """The index of every token's group (n,)."""
+        return np.repeat(np.arange(len(self.groups), dtype=np.int32), [group.length for group in self.groups])
+
+    def padded(self, tokens: int) -> TokenPlan:
+        """The plan with so many tokens behind it that see nothing and that nothing sees."""
+        if not tokens:
+            return self
+        groups = (*self.groups, Group("padding", tokens, self.groups[-1].expert))
+        return TokenPlan(groups, (*((*row, False) for row in self.visible), (False,) * len(groups)))
+
     def spans(self, queries: int) -> Iterator[tuple[slice, tuple[slice, ...]]]:
         """Neighbouring tokens that see the same, among the last `queries`, and the runs of tokens that they see.
 
@@ -97,9 +109,8 @@ class TokenPlan:
     @functools.cached_property
     def mask(self) -> np.ndarray:
         """The dense visibility (n, n) without segments; for the reference attention and for counting."""
-        lengths = [group.length for group in self.groups]
-        owner = np.repeat(np.arange(len(lengths)), lengths)
-        dense = np.asarray(self.visible, bool).reshape(len(lengths), len(lengths))[owner][:, owner]
+        owner = self.owner
+        dense = np.asarray(self.visible, bool).reshape(len(self.groups), len(self.groups))[owner][:, owner]
         causal = np.asarray([group.causal for group in self.groups], bool)[owner]
         inside = owner[:, None] == owner[None, :]
         future = np.arange(len(owner))[None, :] > np.arange(len(owner))[:, None]
@@ -142,13 +153,13 @@ class TokenIds:
         return cls(segment=jnp.zeros_like(time), time=time)
 
 
-def visible(plan: TokenPlan, ids: TokenIds, queries: int) -> Bool[Array, "#b q n"]:
+def visible(plan: TokenPlan, segment: Int[Array, "b n"] | None, queries: int) -> Bool[Array, "#b q n"]:
     """Who sees whom: the plan's relation and equal segments, for the plan's last `queries` tokens."""
     relation = jnp.asarray(plan.mask[plan.length - queries :])
-    if ids.segment is None:
+    if segment is None:
         return relation[None]
-    query_segment = ids.segment[:, plan.length - queries :, None]
-    return relation[None] & (query_segment == ids.segment[:, None, :]) & (query_segment >= 0)
+    query_segment = segment[:, plan.length - queries :, None]
+    return relation[None] & (query_segment == segment[:, None, :]) & (query_segment >= 0)
 
 
 @jax.custom_vjp

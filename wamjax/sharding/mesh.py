@@ -14,8 +14,9 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from wamjax.errors import UserError
+from wamjax.nn.shard import AXES
 
-BATCH_AXES = ("replica", "data", "fsdp")
+BATCH_AXES = AXES["b"]
 """Axes over which samples are spread."""
 
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
@@ -30,13 +31,15 @@ class MeshConfig:
         replica: copies of the model that exchange gradients only (across slices).
         data: copies inside a slice.
         fsdp: over which parameters, gradients and optimizer state are spread.
-        context: over which long sequences are spread.
+        ring, context: over which long sequences are spread: the keys and values of `ring` parts travel, and within a
+            part `context` devices exchange tokens for heads, which they must divide (see `wamjax.nn.context`).
         tensor: over which single matrices are spread.
     """
 
     replica: int = 1
     data: int = -1
     fsdp: int = 1
+    ring: int = 1
     context: int = 1
     tensor: int = 1
 
@@ -51,23 +54,44 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     if len(devices) % fixed or (-1 not in sizes.values() and fixed != len(devices)):
         raise UserError(f"a mesh of {sizes} does not fit {len(devices)} devices: set one of mesh.* to -1")
     shape = tuple(size if size != -1 else len(devices) // fixed for size in sizes.values())
-    types = (AxisType.Auto,) * len(shape)
-    slices = {device.slice_index for device in devices if device.platform == "tpu"}
-    if len(slices) > 1:
-        return Mesh(_across_slices(shape, len(slices), devices), tuple(sizes), axis_types=types)
-    return jax.make_mesh(shape, tuple(sizes), axis_types=types, devices=tuple(devices))
+    return Mesh(_arranged(shape, devices), tuple(sizes), axis_types=(AxisType.Auto,) * len(shape))
 
 
-def _across_slices(shape: tuple[int, ...], slices: int, devices: Sequence[jax.Device]) -> np.ndarray:
-    """TPU devices of several slices: `replica`, the first axis, alone crosses the slow network between them.
+def _arranged(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices such that those of an inner axis are neighbours, and only the first axis, `replica`, leaves a slice.
 
     GPUs have no slices: their order is that of the processes, so that the last axes stay within a machine.
     """
+    slices = len({device.slice_index for device in devices if device.platform == "tpu"})
+    if slices <= 1:
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     replica, *inside = shape
     if replica % slices:
         raise UserError(f"mesh.replica is {replica}, but the TPUs are {slices} slices: set mesh.replica={slices}")
     within, across = (replica // slices, *inside), (slices,) + (1,) * len(inside)
     return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class OnMesh:
+    """A compiled function that is traced and run with a mesh in context, which activations ask for their place.
+
+    Attributes:
+        mesh: the mesh. function: what `jax.jit` returned.
+    """
+
+    mesh: Mesh
+    function: Any
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Runs it."""
+        with jax.set_mesh(self.mesh):
+            return self.function(*arguments)
+
+    def lower(self, *arguments: Any) -> Any:
+        """Lowers it for arrays or their shapes."""
+        with jax.set_mesh(self.mesh):
+            return self.function.lower(*arguments)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -106,15 +130,16 @@ def _key(part: Any) -> str:
     return str(part)
 
 
-def process_rows(batch_size: int, mesh: Mesh) -> tuple[int, ...]:
+def process_rows(batch_size: int, mesh: Mesh, portions: int = 1) -> tuple[int, ...]:
     """The rows of the global batch that this process feeds; a UserError where the batch cannot be spread evenly.
 
     They are those that its devices hold: not always neighbours, and not always its own alone, since devices that share
     context or matrices across processes hold the same rows.
     """
     ways = _ways(mesh)
-    if batch_size % ways:
-        raise UserError(f"train.batch_size {batch_size} is not a multiple of the {ways} ways the mesh spreads samples")
+    if batch_size % (ways * portions):
+        over = f"the {ways} ways the mesh spreads samples" + f" x train.portions {portions}" * (portions > 1)
+        raise UserError(f"train.batch_size {batch_size} is not a multiple of {over}")
     size = batch_size // ways
     return tuple(row for part in _own_parts(mesh) for row in range(part * size, (part + 1) * size))
 

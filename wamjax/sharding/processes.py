@@ -125,6 +125,12 @@ def agree(**facts: Any) -> None:
         )
 
 
+def meet(where: str) -> None:
+    """Waits until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
+
+
 def see(path: Path, seconds: float = 60.0) -> None:
     """Waits until this process sees a file that process 0 has written; a UserError where it never does."""
     deadline = time.monotonic() + seconds

@@ -3,6 +3,7 @@
 <run>/checkpoints/<step>/state   train state (Orbax, asynchronous, any mesh)
                          frozen  frozen parameters: codecs and normalisation statistics
                          meta    JSON: configuration, sample shapes, data position, clock, what it was built from
+                         sizes.json  of all files, added when all are there: what a later start compares
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,10 +21,16 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from wamjax.data.files import write_json
 from wamjax.errors import UserError
+from wamjax.sharding import processes
 from wamjax.sharding.processes import whole
 from wamjax.training.paths import leaves
 from wamjax.training.step import TrainState
+
+
+class DamagedCheckpoint(Exception):
+    """A checkpoint cannot be read though it is of the right policy."""
 
 
 class Checkpoints:
@@ -30,19 +39,39 @@ class Checkpoints:
     Args:
         run: the run folder.
         keep: how many to keep.
+        keep_every: checkpoints of such steps are kept for ever; 0 for none.
     """
 
-    def __init__(self, run: Path, keep: int = 2) -> None:
+    def __init__(self, run: Path, keep: int = 2, keep_every: int = 0) -> None:
         self.folder = (run / "checkpoints").resolve()
         with naming_full_disk(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, enable_async_checkpointing=True)
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, keep_period=keep_every or None, enable_async_checkpointing=True
+        )
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state", "frozen", "meta"))
 
     @property
     def latest(self) -> int | None:
-        """The step of the newest finished checkpoint."""
-        return self._manager.latest_step()
+        """The step of the newest finished checkpoint that is whole."""
+        whole = set(map(int, self._manager.all_steps())) - set(self.damaged())
+        return max(whole, default=None)
+
+    def set_aside(self, step: int, why: object) -> None:
+        """Moves a broken checkpoint to `<step>.damaged`, so that the one before is the newest and its step is free."""
+        path = self.path(step)
+        aside = path.with_name(f"{step}.damaged")
+        processes.say(f"WARNING: {path} is damaged ({why}): moved to {aside.name}, going on from the one before")
+        if processes.first():
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+        processes.meet("a damaged checkpoint is moved aside")
+        self._manager.reload()
+
+    def damaged(self) -> dict[int, str]:
+        """Steps of broken checkpoints, and what is wrong with their files."""
+        found = {int(step): _damage(self.path(step)) for step in self._manager.all_steps()}
+        return {step: wrong for step, wrong in found.items() if wrong is not None}
 
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step lies."""
@@ -51,6 +80,7 @@ class Checkpoints:
     def save(self, state: TrainState, frozen: Any, meta: dict[str, Any], step: int) -> None:
         """Starts writing; the files appear under their name when complete."""
         with naming_full_disk(self.folder):
+            self.wait()
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -65,17 +95,23 @@ class Checkpoints:
 
         Raises:
             UserError: leaves missing, unexpected or of another shape.
+            DamagedCheckpoint: files that cannot be read.
         """
         try:
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(state=ocp.args.StandardRestore(state), frozen=ocp.args.StandardRestore(frozen)),
             )
-        except (ValueError, KeyError) as error:
-            first = str(error).strip().splitlines()[0][:200]
-            why = _difference(_shapes(self.path(step) / "state")["params"], state.params) or first
+        except Exception as error:
+            said = f"{error.__cause__ or error}".strip()
+            if "Error reading" in said:  # TensorStore's words for files that are cut short or garbled
+                raise DamagedCheckpoint(said.splitlines()[0][:200]) from error
+            if not isinstance(error, ValueError | KeyError):
+                raise
+            why = _difference(_shapes(self.path(step) / "state")["params"], state.params)
             raise UserError(
-                f"the checkpoint {self.path(step)} belongs to another policy, base or configuration: {why}"
+                f"the checkpoint {self.path(step)} belongs to another policy, base or configuration: "
+                f"{why or said.splitlines()[0][:200]}"
             ) from error
         return restored["state"], restored["frozen"]
 
@@ -91,11 +127,54 @@ class Checkpoints:
         """Waits until everything is written."""
         with naming_full_disk(self.folder):
             self._manager.wait_until_finished()
+            if processes.first():
+                for step in self._manager.all_steps():
+                    _seal(self.path(step))
 
     def close(self) -> None:
         """Waits and releases the folder."""
-        with naming_full_disk(self.folder):
-            self._manager.close()
+        try:
+            self.wait()
+        finally:
+            with naming_full_disk(self.folder):
+                self._manager.close()
+
+
+SIZES = "sizes.json"
+
+
+def _files(path: Path) -> dict[str, int]:
+    """Sizes of a checkpoint's files. Sizes and not sums: reading hundreds of gigabytes at every start costs minutes."""
+    return {
+        str(file.relative_to(path)): file.stat().st_size
+        for file in sorted(path.rglob("*"))
+        if file.is_file() and file.name != SIZES
+    }
+
+
+def _seal(path: Path) -> None:
+    """Writes down what a finished checkpoint consists of."""
+    if not (path / SIZES).exists():
+        write_json(path / SIZES, _files(path))
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's files; None where they are as they were written.
+
+    One that nobody had time to seal was complete when it got its name, and passes.
+    """
+    try:
+        written = json.loads((path / SIZES).read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return f"{SIZES} cannot be read"
+    there = _files(path)
+    wrong = [name for name in written.keys() | there.keys() if written.get(name) != there.get(name)]
+    if not wrong:
+        return None
+    name = min(wrong)
+    return f"{name} has {there.get(name, 'no')} bytes, not {written.get(name, 'any')}"
 
 
 def _read(path: Path, keys: tuple[str, ...] = ()) -> Any:

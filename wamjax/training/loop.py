@@ -24,7 +24,7 @@ from wamjax.errors import NonFiniteLoss, UserError
 from wamjax.policies.contract import Params
 from wamjax.sharding import processes
 from wamjax.sharding.mesh import Rules, place, process_rows, shardings, to_devices
-from wamjax.training.checkpoint import Checkpoints
+from wamjax.training.checkpoint import Checkpoints, DamagedCheckpoint
 from wamjax.training.lora import LoRAConfig, adapt
 from wamjax.training.metrics import MetricWriter, SilentWriter, make_writer
 from wamjax.training.optimizer import OptimizerConfig, make_optimizer, schedule
@@ -44,16 +44,18 @@ class TrainConfig:
     Attributes:
         steps: length of the run.
         batch_size: samples per step over all devices.
+        portions: in how many parts, one after the other, a step reads its batch (gradient accumulation).
         seed: of parameters, data order and noise.
         optimizer: optimizer and schedule.
         lora: adapters to train beside parameters that stay; None trains all parameters.
         log_every, validate_every, checkpoint_every: in steps.
         validation_batches: batches of one validation.
-        keep: checkpoints kept.
+        keep: newest checkpoints kept. keep_every: checkpoints of such steps are kept for ever; 0 for none.
     """
 
     steps: int = 5000
     batch_size: int = 32
+    portions: int = 1
     seed: int = 0
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig | None = None
@@ -62,9 +64,10 @@ class TrainConfig:
     validation_batches: int = 4
     checkpoint_every: int = 250
     keep: int = 2
+    keep_every: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "validate_every", "checkpoint_every", "keep"):
+        for name in ("steps", "batch_size", "portions", "log_every", "validate_every", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name} is {getattr(self, name)}: it must be at least 1")
 
@@ -99,14 +102,14 @@ def train(
         NonFiniteLoss: loss or gradient is not finite; names the last good checkpoint.
     """
     optimizer = make_optimizer(config.optimizer, config.steps)
-    checkpoints = Checkpoints(run, config.keep)
+    checkpoints = Checkpoints(run, config.keep, config.keep_every)
     policy, initial, frozen = adapt(policy, initial, frozen, config.lora, config.seed)
     frozen = place(frozen, shardings(frozen, rules, mesh))
     initial = place(initial, shardings(initial, rules, mesh))
     state, frozen, spent = _start(policy, initial, frozen, optimizer, config, mesh, rules, checkpoints)
     first = int(state.step)
-    step_fn = make_step(policy, optimizer, config.optimizer.ema, config.seed, mesh, state)
-    rows = process_rows(config.batch_size, mesh)
+    step_fn = make_step(policy, optimizer, config.optimizer.ema, config.seed, mesh, state, config.portions)
+    rows = process_rows(config.batch_size, mesh, config.portions)
     loader = batches(first, rows)
     validate = _validator(policy, config, mesh, validation, rows)
     writer = make_writer(run, config.steps, first)
@@ -153,15 +156,24 @@ def _start(
     checkpoints: Checkpoints,
 ) -> tuple[TrainState, Params, dict[str, Any]]:
     """The state to begin with, restored where there is a checkpoint, and what the meter had recorded by then."""
-    ema, step = config.optimizer.ema, checkpoints.latest
-    processes.agree(the_newest_checkpoint=step)
-    if step is None:
-        state = init_state(policy, optimizer, ema, config.seed, mesh, rules, initial)
-        return state, frozen, {"wall_seconds": 0.0, "losses": []}
+    ema, damaged = config.optimizer.ema, checkpoints.damaged()
+    processes.agree(the_damaged_checkpoints=damaged)
+    for broken, wrong in damaged.items():
+        checkpoints.set_aside(broken, wrong)
     abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), frozen)
-    state, frozen = checkpoints.restore(step, abstract_state(policy, optimizer, ema, mesh, rules), abstract)
-    processes.say(f"going on from {checkpoints.path(step)}")
-    return state, frozen, checkpoints.meta(step)["meter"]
+    while (step := checkpoints.latest) is not None:
+        processes.agree(the_newest_checkpoint=step)
+        try:
+            state, frozen = checkpoints.restore(step, abstract_state(policy, optimizer, ema, mesh, rules), abstract)
+            spent = checkpoints.meta(step)["meter"]
+        except DamagedCheckpoint as error:
+            checkpoints.set_aside(step, error)
+            continue
+        processes.say(f"going on from {checkpoints.path(step)}")
+        return state, frozen, spent
+    processes.agree(the_newest_checkpoint=None)
+    state = init_state(policy, optimizer, ema, config.seed, mesh, rules, initial)
+    return state, frozen, {"wall_seconds": 0.0, "losses": []}
 
 
 def _validator(
@@ -170,7 +182,7 @@ def _validator(
     """(averaged params, frozen) -> mean validation losses, always over the same batches and noise."""
     if validation is None:
         return lambda params, frozen: {}
-    loss = make_validation(policy, config.seed)
+    loss = make_validation(policy, config.seed, mesh)
 
     def run(params: Params, frozen: Params) -> dict[str, float]:
         loader = validation(0, rows)

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from wamjax.policies.contract import Batch, Draws, Encoded, Params, Pass
-from wamjax.sharding.mesh import Rules, batch_sharding, replicated, shardings
+from wamjax.sharding.mesh import OnMesh, Rules, batch_sharding, replicated, shardings
 
 Metrics = dict[str, Array]
 
@@ -95,15 +95,71 @@ def _creator(
     return create
 
 
-def total_loss(
-    policy: Learner, params: Params, frozen: Params, key: Array | None, batch: Batch, draw_key: Array
+def encode_and_draw(
+    policy: Learner, frozen: Params, key: Array | None, batch: Batch, draw_key: Array, portions: int = 1
+) -> tuple[Encoded, Draws]:
+    """What a loss is computed from; `key` drives augmentation, None leaves it out.
+
+    Args:
+        portions: in how many parts frozen networks read the batch; the draws are those of the whole batch.
+    """
+    if portions == 1:
+        encoded = policy.encode(frozen, key, batch)
+    else:
+        keys = None if key is None else jax.random.split(key, portions)
+        parts = jax.lax.map(lambda part: policy.encode(frozen, *part), (keys, _cut(batch, portions)))
+        encoded = jax.tree.map(_joined, parts)
+    return encoded, policy.draw(draw_key, encoded)
+
+
+def mean_losses(
+    policy: Learner, params: Params, frozen: Params, encoded: Encoded, draws: Draws, weights: Metrics | None = None
 ) -> tuple[Array, Metrics]:
-    """The training loss of a batch and its terms; `key` drives augmentation, None leaves it out."""
-    encoded = policy.encode(frozen, key, batch)
-    terms = policy.loss(params, frozen, encoded, policy.draw(draw_key, encoded))
-    means = {f"loss/{name}": total / jnp.maximum(weight, 1.0) for name, (total, weight) in terms.items()}
+    """The training loss and its terms; `weights` are what the terms' sums are divided by, None for their own."""
+    terms = policy.loss(params, frozen, encoded, draws)
+    if weights is None:
+        weights = {name: weight for name, (_, weight) in terms.items()}
+    means = {f"loss/{name}": total / jnp.maximum(weights[name], 1.0) for name, (total, _) in terms.items()}
     loss = sum(means.values(), start=jnp.zeros(()))
     return loss, means | {"loss": loss}
+
+
+def gradients(
+    policy: Learner, params: Params, frozen: Params, encoded: Encoded, draws: Draws, portions: int = 1
+) -> tuple[Params, Metrics]:
+    """Gradients and losses of a batch, in `portions` one after the other: as of the whole batch, with less memory."""
+    slope = jax.value_and_grad(mean_losses, argnums=1, has_aux=True)
+    if portions == 1:
+        (_, metrics), grads = slope(policy, params, frozen, encoded, draws)
+        return grads, metrics
+
+    def weigh(part: tuple[Encoded, Draws]) -> Metrics:
+        return {name: weight for name, (_, weight) in policy.loss(params, frozen, *part).items()}
+
+    parts = _cut((encoded, draws), portions)
+    weights = jax.tree.map(jnp.sum, jax.lax.map(weigh, parts))  # nothing of the networks is needed for them, or runs
+
+    def add(total: tuple[Params, Metrics], part: tuple[Encoded, Draws]) -> tuple[tuple[Params, Metrics], None]:
+        (_, metrics), grads = slope(policy, params, frozen, *part, weights)
+        return jax.tree.map(jnp.add, total, (grads, metrics)), None
+
+    nothing = jax.tree.map(jnp.zeros_like, (params, {f"loss/{name}": x for name, x in weights.items()}))
+    total, _ = jax.lax.scan(add, (nothing[0], nothing[1] | {"loss": jnp.zeros(())}), parts)
+    return total
+
+
+def _cut(tree: Any, portions: int) -> Any:
+    """Every leaf (b, ...) as (portions, b / portions, ...); devices keep the samples that they have."""
+
+    def cut(x: Array) -> Array:
+        return jnp.moveaxis(x.reshape(x.shape[0] // portions, portions, *x.shape[1:]), 1, 0)
+
+    return jax.tree.map(cut, tree)
+
+
+def _joined(x: Array) -> Array:
+    """The inverse of `_cut`, for a leaf."""
+    return jnp.moveaxis(x, 0, 1).reshape(-1, *x.shape[2:])
 
 
 def make_step(
@@ -113,20 +169,18 @@ def make_step(
     seed: int,
     mesh: Mesh,
     state: TrainState,
-) -> Callable[[TrainState, Params, Batch], tuple[TrainState, Metrics]]:
+    portions: int = 1,
+) -> OnMesh:
     """Compiles (state, frozen, batch) -> (state, metrics).
 
     Randomness depends on the seed and the step alone. The state is donated: its buffers are reused. `ema` is the decay
-    of the moving average, where the state keeps one.
+    of the moving average, where the state keeps one; `portions` is of `gradients`.
     """
 
     def step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, Metrics]:
         key, draw_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
-
-        def objective(params: Params) -> tuple[Array, Metrics]:
-            return total_loss(policy, params, frozen, key, batch, draw_key)
-
-        (_, metrics), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
+        encoded, draws = encode_and_draw(policy, frozen, key, batch, draw_key, portions)
+        grads, metrics = gradients(policy, state.params, frozen, encoded, draws, portions)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = None if state.ema is None else _follow(state.ema, params, ema, state.step)
@@ -134,12 +188,13 @@ def make_step(
         return TrainState(state.step + 1, params, average, opt_state), metrics
 
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jax.jit(
+    compiled = jax.jit(
         step,
         in_shardings=(places, None, batch_sharding(mesh)),  # None: frozen parameters stay where they are
         out_shardings=(places, replicated(mesh)),
         donate_argnums=0,
     )
+    return OnMesh(mesh, compiled)
 
 
 def _follow(average: Params, params: Params, ema: float, step: Array) -> Params:
@@ -148,10 +203,11 @@ def _follow(average: Params, params: Params, ema: float, step: Array) -> Params:
     return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, params)
 
 
-def make_validation(policy: Learner, seed: int) -> Callable[[Params, Params, Batch], Metrics]:
+def make_validation(policy: Learner, seed: int, mesh: Mesh) -> OnMesh:
     """Compiles (params, frozen, batch) -> loss terms without augmentation or gradients."""
 
     def validate(params: Params, frozen: Params, batch: Batch) -> Metrics:
-        return total_loss(policy, params, frozen, None, batch, jax.random.key(seed))[1]
+        encoded, draws = encode_and_draw(policy, frozen, None, batch, jax.random.key(seed))
+        return mean_losses(policy, params, frozen, encoded, draws)[1]
 
-    return jax.jit(validate)
+    return OnMesh(mesh, jax.jit(validate))

@@ -179,7 +179,7 @@ def begun(policy: DreamZero, kind: str, data: dict, blocks: int = 0):
     return state
 
 
-@pytest.mark.parametrize("kind", ["small", "large"])
+@pytest.mark.parametrize("kind", ["small", pytest.param("large", marks=pytest.mark.slow)])
 def test_acting_is_its_formula(kind):
     """Two passes of the network for both prompts at every step, guidance on frames alone, both streams by UniPC."""
     policy, params, frozen = built(kind)

@@ -20,9 +20,10 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from wamjax.errors import UserError
-from wamjax.nn.attention import attend_to_all
+from wamjax.nn.attention import attention_to_all
 from wamjax.nn.layers import AffineNorm, Linear, ScaledNorm, layer_norm, sinusoid
 from wamjax.nn.rope import Rotation, rotate, rotation
+from wamjax.nn.shard import shard
 from wamjax.nn.stack import BlockShare, Cache, Memory, StackConfig, remember, run_blocks
 from wamjax.nn.tokens import Group, TokenIds, TokenPlan, at_times
 
@@ -31,7 +32,7 @@ Latents = Float[Array, "b t h w c"]
 PARTITIONS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"blocks/.*(/q|/k|/v|k_img|v_img|ffn_in)/kernel", (None, "fsdp", "tensor")),
     (r"blocks/.*(/o|ffn_out)/kernel", (None, "tensor", "fsdp")),
-    (r"(text|time|image)_\w+/kernel", ("fsdp", "tensor")),
+    (r"((text|time)_\w+|image_embedding/\w+)/kernel", ("fsdp", "tensor")),
     (r".*", ()),
 )
 """Parameter path (regular expression, first match wins) to the mesh axes of its dimensions."""
@@ -384,18 +385,18 @@ class WanBlock(nn.Module):
         x = x + self._look(self.norm_cross(x).astype(compute), memory).astype(x.dtype)
         shift, scale, gate = self._rows(condition, time, 3)
         h = (layer_norm(x) * (1 + scale) + shift).astype(compute)
-        hidden = checkpoint_name(self.ffn_in(h), "mlp_hidden")
+        hidden = checkpoint_name(shard(self.ffn_in(h), "b n f"), "mlp_hidden")
         return x + self.ffn_out(jax.nn.gelu(hidden, approximate=True)).astype(x.dtype) * gate
 
     def _look(self, x: Array, memory: Memory) -> Array:
         """Cross-attention: one query, answered by the text and, apart from it, by the image."""
         q = self.cross_attn.ask(x)
-        return self.cross_attn.out(functools.reduce(jnp.add, [attend_to_all(q, k, v) for k, v in memory]))
+        return self.cross_attn.out(functools.reduce(jnp.add, [attention_to_all(q, k, v) for k, v in memory]))
 
     def _rows(self, condition: WanCondition, time: Int[Array, "b n"], first: int) -> list[Array]:
         """Three modulation rows per token: shift, scale and gate."""
         rows = condition.rows.reshape(*condition.rows.shape[:2], 6, -1)[:, :, first : first + 3]
-        table = rows + self.modulation[first : first + 3].astype(rows.dtype)
+        table = shard(rows + self.modulation[first : first + 3].astype(rows.dtype), "b - - -")
         return [at_times(table[:, :, i], time) for i in range(3)]
 
 

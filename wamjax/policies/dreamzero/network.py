@@ -16,11 +16,18 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from wamjax.networks.wan.dit import PARTITIONS as WAN_PARTITIONS
 from wamjax.networks.wan.dit import Latents, Precision, WanCondition, WanDiT, WanDiTConfig, grid_positions
 from wamjax.nn.rope import rotation
 from wamjax.nn.stack import Cache, Memory, StackConfig
 from wamjax.nn.tokens import Group, TokenIds, TokenPlan
 from wamjax.policies.codecs import ActionEncoder, CategoryMLP
+
+PARTITIONS = (
+    (r"(state_encoder|action_encoder|action_decoder)/layer\d/kernel", (None, "fsdp", "tensor")),
+    *WAN_PARTITIONS,
+)
+"""Parameter path to the mesh axes of its dimensions: the codecs', then the transformer's."""
 
 
 @dataclasses.dataclass(frozen=True)
