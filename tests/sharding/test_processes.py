@@ -152,7 +152,7 @@ def test_a_killed_process_ends_the_others(dataset, tmp_path, killed, code):
 WORKER = """
 import json, sys
 import jax, numpy as np
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 from wamjax.errors import UserError
 from wamjax.sharding import processes
 from wamjax.sharding.mesh import MeshConfig, make_mesh, place, process_rows, replicated, to_devices, batch_sharding
@@ -168,9 +168,9 @@ meshes = {
     "context across all": make_mesh(MeshConfig(data=1, context=8)),
 }
 order = np.array(jax.devices())[[0, 2, 4, 6, 1, 7, 3, 5]]  # a torus does not keep a machine's devices together
-types = (AxisType.Auto,) * 5
-meshes["scattered"] = Mesh(order.reshape(1, 4, 2, 1, 1), tuple(meshes["data"].axis_names), axis_types=types)
-meshes["overlapping"] = Mesh(order.reshape(1, 4, 1, 2, 1), tuple(meshes["data"].axis_names), axis_types=types)
+for name, sizes in {"scattered": {"data": 4, "fsdp": 2}, "overlapping": {"data": 4, "context": 2}}.items():
+    shape = make_mesh(MeshConfig(**sizes)).devices.shape
+    meshes[name] = Mesh(order.reshape(shape), meshes["data"].axis_names, axis_types=meshes["data"].axis_types)
 rows = {}
 for name, mesh in meshes.items():
     rows[name] = process_rows(16, mesh)
