@@ -1,5 +1,6 @@
 """DreamZero through the command line, as a user types it: train, go on, evaluate on recordings, imagine, adapt."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -16,6 +17,7 @@ import wamjax
 from tests.interop.test_dreamzero import published, read, write
 from wamjax.cli import _experiment
 from wamjax.cli.main import main
+from wamjax.interop import load
 from wamjax.training.checkpoint import Checkpoints
 
 ROOT = Path(wamjax.__file__).parents[1]
@@ -133,8 +135,30 @@ def test_published_weights_are_trained_on_and_handed_back(dataset, tmp_path, mon
     assert moved
     assert all(name.startswith("action_head.model.") for name in moved)
     assert max(np.abs(found[name] - before[name]).max() for name in moved) < 1e-3
-    metadata = json.loads((hub / "experiment_cfg" / "metadata.json").read_text())
-    assert len(metadata["metaworld_sawyer"]["statistics"]["action"]["action"]["q99"]) == 4
+    described(hub)
+    head = json.loads((hub / "config.json").read_text())["action_head_cfg"]["config"]
+    sizes = {"dim": 48, "num_layers": 2, "in_dim": 36, "model_type": "i2v", "frame_seqlen": 2, "text_dim": 32}
+    assert sizes.items() <= head["diffusion_model_cfg"].items()
+    assert load(hub, "transformer").config == dataclasses.replace(load(source, "transformer").config, block_actions=8)
+
+
+FIELDS = {"state": {"cartesian_position": 3, "gripper_position": 1}, "action": {"action": 4}}
+
+
+def described(hub: Path) -> None:
+    """Checks what upstream reads beside the weights, every statistic of every field among it."""
+    robot = json.loads((hub / "experiment_cfg" / "metadata.json").read_text())["metaworld_sawyer"]
+    for part, fields in FIELDS.items():
+        assert {key: field["shape"] for key, field in robot["modalities"][part].items()} == {
+            key: [size] for key, size in fields.items()
+        }
+        for key, size in fields.items():
+            lengths = {name: len(values) for name, values in robot["statistics"][part][key].items()}
+            assert lengths == dict.fromkeys(("max", "min", "mean", "std", "q01", "q99"), size)
+    settings = json.loads((hub / "experiment_cfg" / "conf.yaml").read_text())  # JSON is YAML
+    steps = settings["transforms"]["metaworld_sawyer"]["transforms"]
+    normalised = [step["normalization_modes"] for step in steps if "normalization_modes" in step]
+    assert normalised == [{f"{part}.{key}": "q99" for key in fields} for part, fields in FIELDS.items()]
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import jax
 from wamjax import config as configuration
 from wamjax.cli._systems import SYSTEMS, System
 from wamjax.data import embodiments
+from wamjax.data.normalise import Statistics
 from wamjax.data.pipeline import ClipConfig
 from wamjax.errors import UserError
 from wamjax.evaluation.collect import CollectConfig
@@ -108,6 +109,7 @@ class Trained:
     Attributes:
         experiment: the run's configuration. policy: the policy.
         params, frozen: its parameters. step: of the checkpoint.
+        statistics: of the fields of its state and action.
     """
 
     experiment: Experiment
@@ -115,6 +117,7 @@ class Trained:
     params: Any
     frozen: Any
     step: int
+    statistics: Statistics
 
 
 def trained(run: str | Path, overrides: Iterable[str] = ()) -> Trained:
@@ -137,7 +140,7 @@ def trained(run: str | Path, overrides: Iterable[str] = ()) -> Trained:
     params, frozen = merged(params, frozen, experiment.train.lora)
     checkpoints.close()
     _check_structure(params, jax.eval_shape(policy.init, jax.random.key(0)), checkpoints.path(step))
-    return Trained(experiment, policy, params, frozen, step)
+    return Trained(experiment, policy, params, frozen, step, meta["statistics"])
 
 
 def _check_structure(params: Any, expected: Any, path: Path) -> None:

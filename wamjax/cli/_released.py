@@ -10,13 +10,15 @@ from typing import Any
 import numpy as np
 
 from wamjax.cli import _experiment
-from wamjax.cli._transfer import SETTINGS, copy_settings
+from wamjax.cli._transfer import DESCRIBED, SETTINGS
 from wamjax.data import embodiments, prompts
 from wamjax.data.canvas import CanvasConfig
-from wamjax.data.embodiments import Embodiment, Field
+from wamjax.data.embodiments import Embodiment
+from wamjax.data.files import write_json
 from wamjax.data.gear import checkpoint_statistics
 from wamjax.errors import UserError
 from wamjax.interop.checkpoint import Component, load, of_params
+from wamjax.interop.dreamzero_settings import describable, metadata, model_settings, run_settings
 from wamjax.networks.clip import CLIPVision
 from wamjax.networks.umt5 import UMT5Encoder
 from wamjax.networks.wan.vae import WanVAE
@@ -117,45 +119,14 @@ def parts_of_run(run: Path) -> dict[str, Component]:
 
 
 def write_settings(run: Path, destination: Path) -> None:
-    """Writes experiment_cfg: the run's configuration, and its statistics as released checkpoints have them.
-
-    Upstream's own settings come from the checkpoint that the run began with, where there is one.
-    """
+    """Writes what upstream reads beside a run's weights (where it has such networks), and our own configuration."""
     loaded = _experiment.trained(run)
-    policy: Any = loaded.policy
-    if loaded.experiment.weights:
-        copy_settings(Path(loaded.experiment.weights), destination)
-    (destination / SETTINGS).mkdir(exist_ok=True)
-    resolved = json.loads((run / "config.json").read_text())
-    (destination / SETTINGS / "wamjax.json").write_text(json.dumps(resolved, indent=1))
-    (destination / SETTINGS / "metadata.json").write_text(json.dumps(_metadata(policy, loaded.frozen), indent=1))
-
-
-def _metadata(policy: DreamZero, frozen: Params) -> dict[str, Any]:
-    """What released checkpoints say of their robot."""
-    robot = policy.embodiment
-    video = {"resolution": [policy.width, policy.height], "channels": 3, "fps": robot.fps}
-
-    def described(field: Field) -> dict[str, Any]:
-        return {"absolute": True, "rotation_type": None, "shape": [field.size], "continuous": True}
-
-    modalities = {
-        "video": dict.fromkeys(robot.cameras, video),
-        "state": {field.key: described(field) for field in robot.state},
-        "action": {field.key: described(field) for field in robot.action},
-    }
-    statistics = _statistics(policy, frozen)
-    return {robot.tag: {"statistics": statistics, "modalities": modalities, "embodiment_tag": robot.tag}}
-
-
-def _statistics(policy: DreamZero, frozen: Params) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """The quantiles of every field, out of those of the whole vectors."""
-    parts: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for part, fields in (("state", policy.embodiment.state), ("action", policy.embodiment.action)):
-        start, parts[part] = 0, {}
-        for field in fields:
-            stop = start + field.size
-            bounds = {q: np.asarray(frozen["statistics"][part][k]) for q, k in (("q01", "low"), ("q99", "high"))}
-            parts[part][field.key] = {q: values[start:stop].tolist() for q, values in bounds.items()}
-            start = stop
-    return parts
+    policy, settings = loaded.policy, destination / SETTINGS
+    if not isinstance(policy, DreamZero):
+        return
+    settings.mkdir(exist_ok=True)
+    if describable(policy):
+        write_json(destination / DESCRIBED, model_settings(policy))
+        write_json(settings / "conf.yaml", run_settings(policy))
+    write_json(settings / "wamjax.json", json.loads((run / "config.json").read_text()))
+    write_json(settings / "metadata.json", metadata(policy, loaded.statistics))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from wamjax.data.chunks import ChunkConfig, chunk_batches
-from wamjax.data.normalise import dataset_statistics
+from wamjax.data.normalise import Statistics, dataset_statistics
 from wamjax.data.pipeline import batches, episode_clips
 from wamjax.data.store import EpisodeStore
 from wamjax.data.video import decode, encode
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 
 OPEN_LOOP_BATCHES, OPEN_LOOP_BATCH, CLIPS = 8, 16, 4
+STATISTICS = ("mean", "std", "min", "max", "q01", "q99")
 
 
 class System(Protocol):
@@ -57,7 +58,10 @@ class System(Protocol):
     def loader(self, experiment: Experiment, store: EpisodeStore, policy: Any) -> Batches:
         """Its training batches, as the loop asks for them."""
 
-    def frozen(self, experiment: Experiment, store: EpisodeStore, policy: Any) -> Params:
+    def statistics(self, experiment: Experiment, store: EpisodeStore, policy: Any) -> Statistics:
+        """Of its state and action, by field: what they are normalised with, and what checkpoints carry."""
+
+    def frozen(self, experiment: Experiment, store: EpisodeStore, policy: Any, statistics: Statistics) -> Params:
         """Its frozen parameters."""
 
     def initial(self, experiment: Experiment, policy: Any) -> Params | None:
@@ -97,16 +101,22 @@ class SmallWAMSystem:
         options["tokenize"] = policy.tokenize
         return lambda step, rows: batches(store, _clip(experiment), start_step=step, rows=rows, **options)
 
-    def frozen(self, experiment: Experiment, store: EpisodeStore, policy: SmallWAM) -> Params:
+    def statistics(self, experiment: Experiment, store: EpisodeStore, policy: SmallWAM) -> Statistics:
         """See `System`."""
         clip, every = _clip(experiment), store.statistics
+        fields = {"state": clip.state, "action": (clip.action,)}
+        return {
+            part: {name: {key: np.ravel(every[name][key]).tolist() for key in STATISTICS} for name in names}
+            for part, names in fields.items()
+        }
 
-        def joined(fields: tuple[str, ...]) -> dict[str, np.ndarray]:
-            names = ("mean", "std", "min", "max", "q01", "q99")
-            return {name: np.concatenate([np.ravel(every[field][name]) for field in fields]) for name in names}
-
-        statistics = {"state": joined(clip.state), "action": joined((clip.action,))}
-        return policy.freeze(sample_frames(store, clip.cameras), statistics)
+    def frozen(self, experiment: Experiment, store: EpisodeStore, policy: SmallWAM, statistics: Statistics) -> Params:
+        """See `System`."""
+        whole = {
+            part: {key: np.concatenate([field[key] for field in fields.values()]) for key in STATISTICS}
+            for part, fields in statistics.items()
+        }
+        return policy.freeze(sample_frames(store, _clip(experiment).cameras), whole)
 
     def initial(self, experiment: Experiment, policy: SmallWAM) -> None:
         """See `System`: always random."""
@@ -169,7 +179,11 @@ class DreamZeroSystem:
         options["tokenize"] = policy.tokenize
         return lambda step, rows: self._batches(experiment, store, start_step=step, rows=rows, **options)
 
-    def frozen(self, experiment: Experiment, store: EpisodeStore, policy: DreamZero) -> Params:
+    def statistics(self, experiment: Experiment, store: EpisodeStore, policy: DreamZero) -> Statistics:
+        """See `System`; relative actions have relative ones."""
+        return dataset_statistics(store, policy.embodiment)
+
+    def frozen(self, experiment: Experiment, store: EpisodeStore, policy: DreamZero, statistics: Statistics) -> Params:
         """See `System`."""
         parts = {"frames": "vae", "text": "text_encoder", "image": "image_encoder"}
         wanted = {ours: theirs for ours, theirs in parts.items() if ours in policy.pretrained}
@@ -177,7 +191,7 @@ class DreamZeroSystem:
             raise UserError(f"the policy reads through a pretrained {', '.join(wanted.values())}: set weights=FOLDER")
         given = {ours: load(experiment.weights, theirs).params for ours, theirs in wanted.items()}
         frames = sample_frames(store, policy.embodiment.cameras)
-        return policy.freeze(frames, dataset_statistics(store, policy.embodiment), given)
+        return policy.freeze(frames, statistics, given)
 
     def initial(self, experiment: Experiment, policy: DreamZero) -> Params | None:
         """See `System`; what a Wan transformer lacks (codecs, and the image branch of 5B) is random."""

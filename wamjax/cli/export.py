@@ -49,11 +49,12 @@ def run(args: argparse.Namespace) -> None:
     else:
         export_bundle(parts, destination)
         print(f"{', '.join(parts)}: {sum(part.bytes for part in parts.values()) / 1e9:.3f} GB in {destination}")
-        copy_settings(source if source.is_dir() else source.parent, destination)
         if (source / "checkpoints").is_dir():
             from wamjax.cli._released import write_settings
 
             write_settings(source, destination)
+        else:
+            copy_settings(source if source.is_dir() else source.parent, destination)
 
 
 def bundled(source: Path) -> dict[str, Component] | None:

@@ -60,7 +60,8 @@ def _train(args: argparse.Namespace) -> None:
         return
     system = _experiment.system(experiment)
     policy = system.policy(experiment, system.shapes(experiment, store))
-    frozen = system.frozen(experiment, store, policy)
+    statistics = system.statistics(experiment, store, policy)
+    frozen = system.frozen(experiment, store, policy, statistics)
     source = {"dataset": store.fingerprint, "frozen": fingerprint(frozen)}
     processes.agree(frozen_parameters=source["frozen"])
     validation = None
@@ -76,7 +77,12 @@ def _train(args: argparse.Namespace) -> None:
         validation=validation,
         run=out,
         initial=system.initial(experiment, policy),
-        meta={"config": resolved, "shapes": configuration.to_dict(policy.shapes), "source": source},
+        meta={
+            "config": resolved,
+            "shapes": configuration.to_dict(policy.shapes),
+            "statistics": statistics,
+            "source": source,
+        },
     )
     if processes.first():
         write_json(out / "summary.json", summary)
