@@ -19,6 +19,9 @@ HEAD = f"{MODEL}.action_head.wan_flow_matching_action_tf"
 VAES = {8: "WanVideoVAE", 16: "WanVideoVAE38"}
 """Upstream's autoencoders, by the pixels of a latent's side."""
 
+NUMBERS = {"oxe_droid": 17, "xdof": 22, "gr1_unified": 24, "agibot": 26, "mecka_hands": 27, "yam": 32}
+"""Robots that upstream's prompts are told apart by, whichever robot is meant."""
+
 INSTRUCTION = "do nothing"
 """For samples without an instruction."""
 
@@ -161,7 +164,7 @@ def _steps(policy: DreamZero) -> list[dict[str, Any]]:
             **{"default_instruction": INSTRUCTION, "language_dropout_prob": 0.0},
             **{"max_state_dim": n.state, "max_action_dim": n.action, "max_length": n.dit.text_length},
             **{"state_horizon": 1, "action_horizon": n.block_actions, "num_views": policy.views},
-            **{"embodiment_tag_mapping": {robot.tag: robot.number}, "tokenizer_path": "google/umt5-xxl"},
+            **{"embodiment_tag_mapping": NUMBERS | {robot.tag: robot.number}, "tokenizer_path": "google/umt5-xxl"},
         },
     ]
 
