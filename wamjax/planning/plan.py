@@ -7,9 +7,8 @@ import re
 from collections import defaultdict
 from typing import Any
 
-from wamjax.compute.executed import executed as executed_flops
-from wamjax.compute.flops import of_passes
-from wamjax.nn.splash import executed_pairs
+from wamjax.compute.costs import bounds
+from wamjax.compute.flops import computed_pairs, executed, of_passes
 from wamjax.planning.program import Program, compile_step
 from wamjax.planning.program_text import collectives, float32_products, kernels
 from wamjax.planning.topology import Topology
@@ -85,10 +84,7 @@ def plan(
     mesh = make_mesh(mesh_config, topology.devices())
     sizes = {name: int(size) for name, size in mesh.shape.items()}
     passes = learner.passes("train")
-    model, executed = (
-        flops * config.batch_size
-        for flops in (of_passes(passes).total, executed_flops(passes, executed_pairs).executed)
-    )
+    model, run = config.batch_size * of_passes(passes).total, config.batch_size * executed(passes)
     limit, program, error = int(topology.chip.memory), None, ""
     try:
         program = compile_step(learner, encoded, frozen, config, mesh, rules)
@@ -96,7 +92,7 @@ def plan(
     except Exception as failure:
         needed, error = _out_of_memory(failure)
     moved = _moved(program)
-    terms = _terms(topology, sizes, executed, moved, program)
+    terms = _terms(topology, sizes, run, moved, program)
     slow = terms["compute"] / ATTAINED + terms["ici"] + terms["dcn"]
     fast, pod = max(terms.values()), topology.chips * topology.chip.flops
     return Plan(
@@ -107,7 +103,7 @@ def plan(
         hbm_limit_bytes=limit,
         memory=program.memory if program else {},
         flops_per_step=model,
-        executed_per_step=executed,
+        executed_per_step=run,
         collectives=moved,
         terms=terms,
         step_seconds=slow,
@@ -128,7 +124,7 @@ def plan(
 
 def _pairs_ratio(passes: list[Pass]) -> float:
     whole = [one.plan for one in passes if one.queries == one.plan.length]
-    return sum(map(executed_pairs, whole)) / sum(one.pairs() for one in whole)
+    return sum(map(computed_pairs, whole)) / sum(one.pairs() for one in whole)
 
 
 def _moved(program: Program | None) -> dict[str, int]:
@@ -151,12 +147,8 @@ def _terms(
     parameters = program.parameters if program else 0
     links = sum(TRAFFIC.get(kind, 1.0) * size for kind, size in moved.items())
     across = 2 * 2 * parameters / (mesh["fsdp"] * mesh["tensor"]) if topology.slices > 1 else 0.0
-    return {
-        "compute": executed / (topology.chips * chip.flops),
-        "hbm": 2 * (memory["arguments"] + memory["temporaries"]) / chip.bandwidth,
-        "ici": links / chip.links,
-        "dcn": across / chip.network,
-    }
+    touched = 2 * (memory["arguments"] + memory["temporaries"])
+    return bounds(chip, executed / topology.chips, touched, links, across)
 
 
 def _out_of_memory(failure: Exception) -> tuple[int, str]:
