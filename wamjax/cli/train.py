@@ -60,7 +60,8 @@ def _train(args: argparse.Namespace) -> None:
         return
     system = _experiment.system(experiment)
     policy = system.policy(experiment, system.shapes(experiment, store))
-    frozen = system.frozen(experiment, store, policy)
+    mesh = make_mesh(experiment.mesh)
+    frozen = system.frozen(experiment, store, policy, mesh)
     source = {"dataset": store.fingerprint, "frozen": fingerprint(frozen)}
     processes.agree(frozen_parameters=source["frozen"])
     validation = None
@@ -70,12 +71,12 @@ def _train(args: argparse.Namespace) -> None:
         policy,
         frozen,
         experiment.train,
-        mesh=make_mesh(experiment.mesh),
+        mesh=mesh,
         rules=system.rules,
         batches=system.loader(experiment, store, policy),
         validation=validation,
         run=out,
-        initial=system.initial(experiment, policy),
+        initial=system.initial(experiment, policy, mesh),
         meta={"config": resolved, "shapes": configuration.to_dict(policy.shapes), "source": source},
     )
     if processes.first():
