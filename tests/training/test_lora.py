@@ -299,7 +299,7 @@ def test_an_imported_start_is_trained_from(dataset, tmp_path):
     experiment = _experiment.load(ROOT / "configs/metaworld_joint.py", (*SMALL, "train.steps=2"))
     store, system = EpisodeStore(dataset), _experiment.system(experiment)
     policy = system.policy(experiment, system.shapes(experiment, store))
-    frozen = system.frozen(experiment, store, policy, system.statistics(experiment, store, policy))
+    frozen = system.frozen(experiment, store, policy, system.statistics(experiment, store, policy), mesh())
     initial = jax.tree.map(lambda x: x + 1, jax.jit(policy.init)(jax.random.key(7)))
     given = jax.tree.map(np.asarray, initial)
     still = dataclasses.replace(experiment.train, optimizer=OptimizerConfig(learning_rate=0.0, ema=0.0))

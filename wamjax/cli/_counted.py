@@ -18,6 +18,7 @@ from wamjax.errors import UserError
 from wamjax.policies.contract import Params, Policy
 from wamjax.policies.dreamzero import stages
 from wamjax.policies.dreamzero.config import DreamZeroConfig
+from wamjax.sharding.mesh import make_mesh
 
 
 def add_subject_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +85,8 @@ def build(args: argparse.Namespace, experiment: Experiment) -> Subject:
     store, system = EpisodeStore(args.data), _experiment.system(experiment)
     policy = system.policy(experiment, system.shapes(experiment, store))
     batch = next(system.loader(experiment, store, policy)(0, [0]))
-    return Subject(policy, system.frozen(experiment, store, policy), batch)
+    statistics, mesh = system.statistics(experiment, store, policy), make_mesh(experiment.mesh)
+    return Subject(policy, system.frozen(experiment, store, policy, statistics, mesh), batch)
 
 
 def training_counts(found: Subject) -> Counts:
