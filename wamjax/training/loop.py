@@ -28,6 +28,7 @@ from wamjax.training.lineage import Lineage, on_device
 from wamjax.training.lora import LoRAConfig, adapt
 from wamjax.training.meter import Rates
 from wamjax.training.optimizer import OptimizerConfig, make_optimizer
+from wamjax.training.rounding import in_eight_bits
 from wamjax.training.step import Learner, TrainState, abstract_state, init_state, make_step, make_validation
 from wamjax.training.watch import Notice, Profiler, WatchConfig, Watchdog
 
@@ -46,6 +47,7 @@ class TrainConfig:
         seed: of parameters, data order and noise.
         optimizer: optimizer and schedule.
         lora: adapters to train beside parameters that stay; None trains all parameters.
+        products: "int8" or "fp8": blocks multiply in 8 bits (`wamjax.training.rounding`); "" for the policy's numbers.
         guard: what is done about bad steps. watch: how the run is watched.
         log_every, validate_every, checkpoint_every: in steps.
         validation_batches: batches of one validation.
@@ -58,6 +60,7 @@ class TrainConfig:
     seed: int = 0
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig | None = None
+    products: str = ""
     guard: GuardConfig = GuardConfig()
     watch: WatchConfig = WatchConfig()
     log_every: int = 20
@@ -105,6 +108,7 @@ def train(
         NonFiniteLoss: bad steps, as far as `config.guard` says; names the last good checkpoint.
     """
     clock = clock or Clock()
+    policy = in_eight_bits(policy, config.products)
     policy, initial, frozen = adapt(policy, initial, frozen, config.lora, config.seed)
     frozen = place(frozen, shardings(frozen, rules, mesh))
     made = _make(policy, config, mesh, rules, initial, batches, validation, run, clock)
