@@ -64,31 +64,16 @@ def of_passes(passes: Iterable[Pass]) -> Flops:
     return total
 
 
-def executed(passes: Iterable[Pass], platform: str = "tpu") -> float:
-    """Operations that really run for one sample on a platform ("cpu", "gpu" or "tpu"): the numerator of HFU.
-
-    Blocks are computed a second time in the backward pass, where activations are not kept, and attention computes more
-    pairs than are visible.
-    """
-    total = 0.0
-    for one in passes:
-        times = one.repeats * ((3 + (one.network.stack.remat is not None)) if one.trained else 1)
-        once = forward(one.network, one.plan, one.queries)
-        ratio = computed_pairs(one.plan, one.queries, platform) / max(1, one.plan.pairs(one.queries))
-        total += times * (once.matmul + once.attention * ratio)
-    return total
-
-
-def computed_pairs(plan: TokenPlan, queries: int | None = None, platform: str = "tpu") -> int:
-    """Pairs of a query and a key that attention computes: see `wamjax.nn.attention.attend`."""
+def kernel_pairs(plan: TokenPlan, queries: int | None = None) -> int:
+    """Pairs that run on a TPU: whole blocks of the kernel for long sequences; see `wamjax.nn.attention.attend`."""
     count = plan.length if queries is None else queries
     if plan.length < LONG:
         return count * plan.length
-    if platform == "tpu" and count == plan.length:
-        from wamjax.nn.splash import executed_pairs
+    if count < plan.length:
+        return count * plan.length if plan.causal else plan.pairs(count)
+    from wamjax.nn.splash import executed_pairs
 
-        return executed_pairs(plan)
-    return count * plan.length if plan.causal else plan.pairs(count)
+    return executed_pairs(plan)
 
 
 def traced(function: Callable[..., Any], *shapes: Any) -> float:

@@ -6,11 +6,11 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
 
 from wamjax.compute.chips import peak
-from wamjax.compute.flops import executed, of_passes, parameter_count
+from wamjax.compute.executed import executed
+from wamjax.compute.flops import of_passes, parameter_count
 from wamjax.training.clock import Clock, Ledger, per_step
 from wamjax.training.optimizer import OptimizerConfig, schedule
 from wamjax.training.step import Learner, TrainState
@@ -29,7 +29,7 @@ class Rates:
     def __init__(self, policy: Learner, batch_size: int, optimizer: OptimizerConfig, steps: int) -> None:
         passes = policy.passes("train")
         self.model = of_passes(passes).total * batch_size
-        self.executed = executed(passes, jax.default_backend()) * batch_size
+        self.executed = executed(passes).executed * batch_size
         self.peak = peak()
         self.batch_size, self.steps = batch_size, steps
         self.learning_rate = schedule(optimizer, steps)
