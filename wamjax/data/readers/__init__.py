@@ -1,0 +1,106 @@
+"""Datasets of other projects as they lie on disk or in a bucket: one table of formats, one file each.
+
+    source = open_source("gs://bucket/droid_101/1.0.1")  # the format is recognised, or named
+    for number in range(len(source)):
+        episode = source[number]                          # read now, not before
+
+A reader gives the source's own names (dots become `/`) except where a quantity is, in meaning and units, one of
+DROID's.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import ModuleType
+from typing import Protocol
+
+from wamjax.data.embodiments import Embodiment
+from wamjax.data.episode import Episode, Video
+from wamjax.data.storage import PathLike, Place
+from wamjax.data.video import encode
+from wamjax.errors import UserError
+
+FORMATS = (
+    "native",
+    "gear",
+    "lerobot",
+)
+"""Names of the formats and of their modules here, in the order in which they are tried.
+
+A module has `TITLE`, `recognises(place) -> bool` and `open_dataset(place, options) -> Source`.
+"""
+
+
+class Source(Protocol):
+    """The episodes of one split of a dataset, in a fixed order."""
+
+    name: str
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Episode:
+        """Read an episode; `BadEpisode` if it is damaged, `UserError` if the dataset as a whole is not as assumed."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a reader may be told.
+
+    Attributes:
+        split: the split to read; formats without splits have `train` only.
+        embodiment: the robot, for formats that leave the names of fields to it (GEAR).
+        encode: makes videos of sources that hold pictures.
+    """
+
+    split: str = "train"
+    embodiment: Embodiment | None = None
+    encode: Callable[..., Video] = field(default=encode)
+
+    def only_train(self, place: Place) -> None:
+        """Refuse other splits."""
+        if self.split != "train":
+            raise UserError(f"{place} has no split '{self.split}' but train")
+
+
+def open_source(address: Place | PathLike, format: str | None = None, options: Options = Options()) -> Source:
+    """Open a dataset; its episodes are read when they are asked for.
+
+    Args:
+        address: folder or file, local or a URL such as gs://bucket/folder.
+        format: one of `FORMATS`; None finds it out from what lies there.
+
+    Raises:
+        UserError: nothing there, an unknown format, or metadata that is missing or damaged.
+    """
+    place = Place.of(address)
+    if not place.exists():
+        raise UserError(f"no dataset at {place}: give the folder or file of a dataset")
+    return _module(format or recognise(place)).open_dataset(place, options)
+
+
+def recognise(place: Place) -> str:
+    """The format of what lies there.
+
+    Raises:
+        UserError: none of `FORMATS`.
+    """
+    for name in FORMATS:
+        if _module(name).recognises(place):
+            return name
+    raise UserError(f"{place} is of no known format: give its folder, or --format with one of {', '.join(FORMATS)}")
+
+
+def titles() -> dict[str, str]:
+    """Format -> what it is, in a few words."""
+    return {name: _module(name).TITLE for name in FORMATS}
+
+
+def _module(name: str) -> ModuleType:
+    if name not in FORMATS:
+        near = difflib.get_close_matches(name, FORMATS, 1)
+        meant = f"did you mean '{near[0]}'? " if near else ""
+        raise UserError(f"no format '{name}': {meant}choose {', '.join(FORMATS)}")
+    return importlib.import_module(f"{__name__}.{name}")
