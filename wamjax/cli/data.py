@@ -9,7 +9,8 @@
 
 A collection that was interrupted goes on when the same command is given again; the result is the same, byte
 for byte, for any number of processes and interruptions. A conversion to the native store goes on, too; damaged episodes
-are left out, and named. The format of a source is recognised, or given with --format: native, gear, lerobot.
+are left out, and named. The format of a source is recognised, or given with --format: native, gear, lerobot,
+rlds.
 docs/data.md says what each reader makes of its source. An embodiment is droid, agibot, yam, or a Python file of your
 own (docs/embodiments.md).
 """
@@ -52,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     for command in (inspect, convert):
         command.add_argument("--format", metavar="FORMAT", help="of the source, where it is not recognised")
+        command.add_argument("--fps", type=float, metavar="HZ", help="steps per second, where the source does not say")
         command.add_argument("--split", default="train", help="of the source (train)")
         command.add_argument("--embodiment", metavar="ROBOT", help="for GEAR: name, dotted module or .py file")
     for name, verb in (("import-gear", "take over a GEAR dataset"), ("export-gear", "write a GEAR dataset")):
@@ -124,7 +126,9 @@ def _open(args: argparse.Namespace, crf: int | None = None) -> Source:
     from wamjax.data.video import encode
 
     robot = embodiments.load(args.embodiment) if args.embodiment else None
-    options = readers.Options(args.split, robot, functools.partial(encode, crf=args.crf if crf is None else crf))
+    options = readers.Options(
+        args.split, robot, functools.partial(encode, crf=args.crf if crf is None else crf), args.fps
+    )
     return readers.open_source(args.source, args.format, options)
 
 

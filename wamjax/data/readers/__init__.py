@@ -27,6 +27,7 @@ FORMATS = (
     "native",
     "gear",
     "lerobot",
+    "rlds",
 )
 """Names of the formats and of their modules here, in the order in which they are tried.
 
@@ -53,16 +54,24 @@ class Options:
         split: the split to read; formats without splits have `train` only.
         embodiment: the robot, for formats that leave the names of fields to it (GEAR).
         encode: makes videos of sources that hold pictures.
+        fps: steps per second, Hz, where the source does not say or is wrong.
     """
 
     split: str = "train"
     embodiment: Embodiment | None = None
     encode: Callable[..., Video] = field(default=encode)
+    fps: float | None = None
 
     def only_train(self, place: Place) -> None:
         """Refuse other splits."""
         if self.split != "train":
             raise UserError(f"{place} has no split '{self.split}' but train")
+
+    def rate(self, known: float | None, place: Place) -> float:
+        """Steps per second: those asked for, or `known`."""
+        if self.fps is None and known is None:
+            raise UserError(f"{place} does not say how many steps a second has: give --fps")
+        return float(self.fps or known or 0)
 
 
 def open_source(address: Place | PathLike, format: str | None = None, options: Options = Options()) -> Source:
