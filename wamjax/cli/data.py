@@ -10,7 +10,7 @@
 A collection that was interrupted goes on when the same command is given again; the result is the same, byte
 for byte, for any number of processes and interruptions. A conversion to the native store goes on, too; damaged episodes
 are left out, and named. The format of a source is recognised, or given with --format: native, gear, lerobot,
-rlds.
+rlds, droid_raw, robomimic (also LIBERO), robotwin, aloha, roboarena, calvin, captions.
 docs/data.md says what each reader makes of its source. An embodiment is droid, agibot, yam, or a Python file of your
 own (docs/embodiments.md).
 """
@@ -51,6 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     convert.add_argument(
         "--crf", type=int, default=CRF, metavar="N", help="quality of pictures that become video (18); 0 is lossless"
     )
+    convert.add_argument("--size", metavar="HxW", help="height and width that videos are brought to, such as 180x320")
     for command in (inspect, convert):
         command.add_argument("--format", metavar="FORMAT", help="of the source, where it is not recognised")
         command.add_argument("--fps", type=float, metavar="HZ", help="steps per second, where the source does not say")
@@ -121,15 +122,27 @@ def _convert(args: argparse.Namespace) -> None:
     print(f"dataset     {args.out}: {count} of {len(source)} episodes")
 
 
-def _open(args: argparse.Namespace, crf: int | None = None) -> Source:
+def _open(args: argparse.Namespace) -> Source:
     from wamjax.data import embodiments, readers
     from wamjax.data.video import encode
 
-    robot = embodiments.load(args.embodiment) if args.embodiment else None
     options = readers.Options(
-        args.split, robot, functools.partial(encode, crf=args.crf if crf is None else crf), args.fps
+        split=args.split,
+        embodiment=embodiments.load(args.embodiment) if args.embodiment else None,
+        encode=functools.partial(encode, crf=getattr(args, "crf", CRF)),
+        fps=args.fps,
+        size=_size(args.size) if getattr(args, "size", None) else None,
     )
     return readers.open_source(args.source, args.format, options)
+
+
+def _size(text: str) -> tuple[int, int]:
+    from wamjax.errors import UserError
+
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise UserError(f"--size {text}: give height and width, such as 180x320")
+    return int(height), int(width)
 
 
 def _inspect(args: argparse.Namespace) -> None:
@@ -140,7 +153,7 @@ def _inspect(args: argparse.Namespace) -> None:
         _inspect_store(Path(place.path), args.verify)
         return
     args.source = args.data
-    source = _open(args, crf=CRF)
+    source = _open(args)
     print(f"dataset     {source.name}, {len(source)} episodes; the first:")
     episode = source[0]
     print(f"            {len(episode)} steps, {episode.metadata['fps']:g} per second")

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from types import ModuleType
-from typing import Protocol
+from typing import Any, Protocol
 
 from wamjax.data.embodiments import Embodiment
 from wamjax.data.episode import Episode, Video
+from wamjax.data.reshape import reshape
 from wamjax.data.storage import PathLike, Place
 from wamjax.data.video import encode
 from wamjax.errors import UserError
@@ -28,6 +29,13 @@ FORMATS = (
     "gear",
     "lerobot",
     "rlds",
+    "robomimic",
+    "robotwin",
+    "aloha",
+    "roboarena",
+    "calvin",
+    "droid_raw",
+    "captions",
 )
 """Names of the formats and of their modules here, in the order in which they are tried.
 
@@ -38,12 +46,51 @@ A module has `TITLE`, `recognises(place) -> bool` and `open_dataset(place, optio
 class Source(Protocol):
     """The episodes of one split of a dataset, in a fixed order."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What it is called."""
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Episode:
         """Read an episode; `BadEpisode` if it is damaged, `UserError` if the dataset as a whole is not as assumed."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A source that reads each episode from an entry of a list."""
+
+    name: str
+    entries: Sequence[Any]
+    read: Callable[[Any], Episode]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: int) -> Episode:
+        return self.read(self.entries[index])
+
+
+@dataclass(frozen=True)
+class Reshaped:
+    """A source whose videos are brought to one size (see `reshape`)."""
+
+    source: Source
+    size: tuple[int, int]
+    encode: Callable[..., Video]
+
+    @property
+    def name(self) -> str:
+        """That of the source."""
+        return self.source.name
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> Episode:
+        episode = self.source[index]
+        videos = {k: reshape(v, self.size, None, self.encode) for k, v in episode.videos.items()}
+        return replace(episode, videos=videos)
 
 
 @dataclass(frozen=True)
@@ -54,13 +101,15 @@ class Options:
         split: the split to read; formats without splits have `train` only.
         embodiment: the robot, for formats that leave the names of fields to it (GEAR).
         encode: makes videos of sources that hold pictures.
-        fps: steps per second, Hz, where the source does not say or is wrong.
+        fps: steps per second, Hz, where the source does not say or is wrong; videos without steps are brought to it.
+        size: height and width that videos are brought to; None leaves them as they are.
     """
 
     split: str = "train"
     embodiment: Embodiment | None = None
     encode: Callable[..., Video] = field(default=encode)
     fps: float | None = None
+    size: tuple[int, int] | None = None
 
     def only_train(self, place: Place) -> None:
         """Refuse other splits."""
@@ -87,7 +136,8 @@ def open_source(address: Place | PathLike, format: str | None = None, options: O
     place = Place.of(address)
     if not place.exists():
         raise UserError(f"no dataset at {place}: give the folder or file of a dataset")
-    return _module(format or recognise(place)).open_dataset(place, options)
+    source = _module(format or recognise(place)).open_dataset(place, options)
+    return source if options.size is None else Reshaped(source, options.size, options.encode)
 
 
 def recognise(place: Place) -> str:

@@ -79,6 +79,10 @@ def open_dataset(place: Place, options: Options) -> Source:
         raise UserError(
             f"metadata in {place}/meta lists no episodes, an empty one, nothing in them, or fps={fps}: write it again"
         )
+    if len(entries) < (total := info.get("total_episodes") or 0):
+        raise UserError(
+            f"metadata in {place}/meta lists {len(entries)} of {total} episodes: get it again, or count again"
+        )
     return _LeRobot(place.name, fps, info.get("robot_type"), features, entries, tasks, options)
 
 
