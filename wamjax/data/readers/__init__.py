@@ -136,7 +136,10 @@ def open_source(address: Place | PathLike, format: str | None = None, options: O
     place = Place.of(address)
     if not place.exists():
         raise UserError(f"no dataset at {place}: give the folder or file of a dataset")
-    source = _module(format or recognise(place)).open_dataset(place, options)
+    format = format or recognise(place)
+    source = _module(format).open_dataset(place, options)
+    if not len(source):
+        raise UserError(f"{place} has no episodes of the format {format}: give the folder of a whole dataset")
     return source if options.size is None else Reshaped(source, options.size, options.encode)
 
 
