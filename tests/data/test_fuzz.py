@@ -18,10 +18,10 @@ import numpy as np
 import pytest
 
 from tests.data.formats import BUILDERS
-from wamjax.data import convert, tables
+from wamjax.data import convert
 from wamjax.data.episode import Episode
 from wamjax.data.lerobot_export import export_dataset
-from wamjax.data.readers import Options, lerobot, open_source, rlds
+from wamjax.data.readers import Options, open_source
 from wamjax.data.video import decode, encode
 from wamjax.errors import UserError
 
@@ -61,8 +61,6 @@ TEXTS = (".json", ".jsonl", ".yaml", ".csv", ".txt")  # cut short, it may be a s
 
 def content(folder: Path, format: str) -> list[tuple]:
     """All that a dataset holds, comparable."""
-    for cache in (tables.row_groups, lerobot._numbers, lerobot._groups, rlds._offsets):
-        cache.cache_clear()
     return [comparable(episode) for episode in iterate(open_source(folder, format, LOSSLESS))]
 
 
@@ -133,7 +131,7 @@ def fuzz(case: str, count: int, folder: Path) -> Counter[str]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_some_mutations(case: str, tmp_path: Path) -> None:
-    assert fuzz(case, 24, tmp_path)["refused"] > 3
+    assert fuzz(case, 16, tmp_path)["refused"] > 2
 
 
 @pytest.mark.slow

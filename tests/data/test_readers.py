@@ -221,6 +221,13 @@ def test_pickled_arrays_come_back() -> None:
     assert len(safe_loads(pickle.dumps(doubled))) == 2
 
 
+def test_a_native_store_in_a_bucket_is_refused(tmp_path: Path, memory: fsspec.AbstractFileSystem) -> None:
+    convert.to_store(open_source(SAMPLES / "lerobot21"), tmp_path / "store")
+    memory.put(f"{tmp_path}/store/", "/bucket/store/", recursive=True)
+    with pytest.raises(UserError, match="copy it here"):
+        open_source("memory://bucket/store")
+
+
 def test_inspect_any_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     BUILDERS["roboarena"][1](tmp_path)
     assert main(["data", "inspect", str(tmp_path)]) == 0

@@ -149,7 +149,7 @@ def _inspect(args: argparse.Namespace) -> None:
     from wamjax.data.readers import native
     from wamjax.data.storage import Place
 
-    if args.format in (None, "native") and native.recognises(place := Place.of(args.data)):
+    if args.format in (None, "native") and (place := Place.of(args.data)).is_local and native.recognises(place):
         _inspect_store(Path(place.path), args.verify)
         return
     args.source = args.data

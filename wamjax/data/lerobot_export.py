@@ -95,6 +95,8 @@ class _Writer:
         """An episode's rows and videos, and its row of meta/episodes."""
         number, length = len(self._rows), len(episode)
         numbers = np.array([self._tasks.setdefault(text, len(self._tasks)) for text in _texts(episode)], np.int64)
+        if taken := [name for name in episode.steps if feature_name(name) in BOOKKEEPING]:
+            raise UserError(f"step field '{taken[0]}' has a name that LeRobot keeps for itself: rename it")
         columns = {feature_name(name): values for name, values in sorted(episode.steps.items()) if name != ANNOTATION}
         columns |= {
             "timestamp": (np.arange(length) / float(episode.metadata["fps"])).astype(np.float32),  # type: ignore[arg-type]

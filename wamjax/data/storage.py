@@ -47,7 +47,7 @@ class Place:
         return Place(f"{self.path.rstrip('/')}/{name}", self._system)
 
     def __str__(self) -> str:
-        return self.path if self._is_local else str(self._system.unstrip_protocol(self.path))
+        return self.path if self.is_local else str(self._system.unstrip_protocol(self.path))
 
     @property
     def name(self) -> str:
@@ -88,7 +88,7 @@ class Place:
     @contextlib.contextmanager
     def local(self) -> Iterator[Path]:
         """A path to the file for libraries that open nothing else: itself, or a copy that is deleted afterwards."""
-        if self._is_local:
+        if self.is_local:
             yield Path(self.path)
             return
         with tempfile.TemporaryDirectory() as folder:
@@ -97,7 +97,8 @@ class Place:
             yield copy
 
     @property
-    def _is_local(self) -> bool:
+    def is_local(self) -> bool:
+        """Whether it is on a disk of this machine."""
         return isinstance(self._system, fsspec.implementations.local.LocalFileSystem)
 
 

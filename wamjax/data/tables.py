@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -49,7 +48,6 @@ def open_table(file: Place, columns: tuple[str, ...] | None = None, groups: tupl
         raise BadEpisode(f"{file} cannot be read ({brief(error)}): get it again") from error
 
 
-@functools.lru_cache(maxsize=64)
 def row_groups(file: Place) -> tuple[int, ...]:
     """First row of each row group, and the number of rows at the end."""
     import pyarrow

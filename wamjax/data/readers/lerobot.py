@@ -114,6 +114,7 @@ class _LeRobot:
     ):
         self.name, self._fps, self._robot, self._features = name, fps, robot, features
         self._entries, self._tasks, self._encode = entries, tasks, options.encode
+        self._rows = _Rows()
         self._vectors = [
             name
             for name, (dtype, _) in features.items()
@@ -128,7 +129,10 @@ class _LeRobot:
     def __getitem__(self, index: int) -> Episode:
         entry = self._entries[index]
         columns = (*self._vectors, *self._pictures, "timestamp", "task_index")
-        table = _rows(entry, columns) if entry.first is not None else open_table(entry.data, columns)
+        if entry.first is None:
+            table = open_table(entry.data, columns)
+        else:
+            table = self._rows.find(entry, entry.first, columns)
         if table.num_rows != entry.length:
             raise BadEpisode(f"{entry.data} has {table.num_rows} rows for {entry.length} steps: get it again")
         steps = {step_field(name): self._vector(table, name, entry) for name in self._vectors}
@@ -271,40 +275,43 @@ def _tasks(file: Place) -> dict[int, str]:
     return {int(number): str(text) for number, text in zip(numbers, table.column(texts).to_pylist(), strict=True)}
 
 
-def _rows(entry: _Entry, columns: tuple[str, ...]) -> Any:
-    """An episode's rows of v3.0.
+class _Rows:
+    """Finds rows in the data files of v3.0; keeps what the next episode will want."""
 
-    They are found by their number over the whole dataset: LeRobot's converter from v2.1 writes the file before the one
-    that holds them where a file is full, and `episode_index` is not unique in some published sets.
-    """
-    assert entry.first is not None
-    for file in (entry.data, _next(entry.data)):
-        if file is not entry.data and not file.exists():
-            break
-        numbers = _numbers(file)
-        start = int(np.searchsorted(numbers, entry.first))
-        wanted = np.arange(entry.first, entry.first + entry.length)
-        if np.array_equal(numbers[start : start + entry.length], wanted):
-            bounds = row_groups(file)
-            groups = [i for i in range(len(bounds) - 1) if bounds[i] < start + entry.length and bounds[i + 1] > start]
-            table = _groups(file, columns, tuple(groups))
-            return table.slice(start - bounds[groups[0]], entry.length)
-    last = entry.first + entry.length - 1
-    raise BadEpisode(f"{entry.data} lacks rows {entry.first} to {last} of episode {entry.number}: get it again")
+    def __init__(self) -> None:
+        self._numbers = functools.lru_cache(maxsize=16)(_row_numbers)
+        self._bounds = functools.lru_cache(maxsize=16)(row_groups)
+        # Some writers have one row group for all episodes of a file.
+        self._groups = functools.lru_cache(maxsize=1)(open_table)
+
+    def find(self, entry: _Entry, first: int, columns: tuple[str, ...]) -> Any:
+        """An episode's rows, the first of which has the number `first` over the whole dataset.
+
+        LeRobot's converter from v2.1 names the file before the one that holds them where a file is full, and
+        `episode_index` is not unique in some published sets.
+        """
+        last = first + entry.length - 1
+        for file in (entry.data, _next(entry.data)):
+            if file is not entry.data and not file.exists():
+                break
+            numbers = self._numbers(file)
+            start = int(np.searchsorted(numbers, first))
+            end = start + entry.length
+            if np.array_equal(numbers[start:end], np.arange(first, last + 1)):
+                bounds = self._bounds(file)
+                groups = [i for i in range(len(bounds) - 1) if bounds[i] < end and bounds[i + 1] > start]
+                return self._groups(file, columns, tuple(groups)).slice(start - bounds[groups[0]], entry.length)
+        raise BadEpisode(f"{entry.data} lacks rows {first} to {last} of episode {entry.number}: get it again")
+
+
+def _row_numbers(file: Place) -> np.ndarray:
+    numbers = column_array(open_table(file, ("index",)), "index", file)
+    if numbers.dtype.kind not in "iu":
+        raise BadEpisode(f"column 'index' of {file} is {numbers.dtype}, not whole numbers: get it again")
+    return numbers
 
 
 def _next(file: Place) -> Place:
     """The data file after one, where its name ends in a number."""
     head, _, digits = file.stem.rpartition("-")
     return file.parent / f"{head}-{int(digits) + 1:0{len(digits)}d}.parquet" if digits.isdigit() else file
-
-
-@functools.lru_cache(maxsize=16)
-def _numbers(file: Place) -> np.ndarray:
-    return column_array(open_table(file, ("index",)), "index", file)
-
-
-@functools.lru_cache(maxsize=1)
-def _groups(file: Place, columns: tuple[str, ...], groups: tuple[int, ...]) -> Any:
-    """Row groups of a file, kept for the next episode: some writers have one for all episodes of a file."""
-    return open_table(file, columns, groups)

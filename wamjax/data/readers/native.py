@@ -5,6 +5,7 @@ from pathlib import Path
 from wamjax.data.readers import Options, Source
 from wamjax.data.storage import Place
 from wamjax.data.store import EpisodeStore
+from wamjax.errors import UserError
 
 TITLE = "wamjax's own episode store"
 
@@ -15,5 +16,11 @@ def recognises(place: Place) -> bool:
 
 
 def open_dataset(place: Place, options: Options) -> Source:
-    """The store in a local folder."""
+    """The store in a local folder.
+
+    Raises:
+        UserError: it is elsewhere, or not finished.
+    """
+    if not place.is_local:
+        raise UserError(f"{place} is a native store, which is read from a disk of this machine: copy it here")
     return EpisodeStore(Path(place.path), options.split)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,7 @@ class _Rlds:
     ):
         self.name, self._fps, self._features, self._files = name, fps, features, files
         self._starts = np.cumsum([0, *lengths])
-        self._encode = options.encode
+        self._encode, self._record = options.encode, _Files().read
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -99,7 +100,7 @@ class _Rlds:
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
         file, number = self._files[shard], int(index - self._starts[shard])
         where = f"episode {number} of {file}"
-        example = parse_example(_record(file, number))
+        example = parse_example(self._record(file, number))
         steps = len(example.get(f"{_STEPS}is_first", ()))
         fields: dict[str, np.ndarray] = {}
         videos: dict[str, Video] = {}
@@ -156,26 +157,27 @@ def _file(template: str, name: str, split: str, kind: str, index: int, count: in
     return template.format(DATASET=name, SPLIT=split, FILEFORMAT=kind, **digits).rsplit("/", 1)[-1]
 
 
-def _record(file: Place, number: int) -> bytes:
-    """The bytes of a record, whose checksum was right."""
-    if ".array_record" in file.name:
-        return _array_record(file, number)
-    offsets = _offsets(file)
-    if number >= len(offsets):
-        raise BadEpisode(f"{file} is cut short or damaged after {len(offsets)} episodes: get it again")
-    return read_record(file, *offsets[number])
+class _Files:
+    """Reads records of files; keeps where they lie, and a local copy of the last remote ArrayRecord file."""
 
+    def __init__(self) -> None:
+        self._offsets = functools.lru_cache(maxsize=4)(record_offsets)
+        self._local = functools.lru_cache(maxsize=1)(_local)
 
-@functools.lru_cache(maxsize=4)
-def _offsets(file: Place) -> list[tuple[int, int]]:
-    return record_offsets(file)
+    def read(self, file: Place, number: int) -> bytes:
+        """The bytes of a record, whose checksum was right."""
+        if ".array_record" in file.name:
+            return self._read_array_record(file, number)
+        offsets = self._offsets(file)
+        if number >= len(offsets):
+            raise BadEpisode(f"{file} is cut short or damaged after {len(offsets)} episodes: get it again")
+        return read_record(file, *offsets[number])
 
+    def _read_array_record(self, file: Place, number: int) -> bytes:
+        from array_record.python.array_record_module import ArrayRecordReader
 
-def _array_record(file: Place, number: int) -> bytes:
-    from array_record.python.array_record_module import ArrayRecordReader
-
-    try:
-        with file.local() as path:
+        try:
+            path, _ = self._local(file)
             reader = ArrayRecordReader(str(path), "readahead_buffer_size:0,max_parallelism:0")
             try:
                 if number >= reader.num_records():
@@ -183,8 +185,14 @@ def _array_record(file: Place, number: int) -> bytes:
                 return reader.read([number])[0]
             finally:
                 reader.close()
-    except (OSError, RuntimeError, ValueError, IndexError) as error:  # its checksums, and a damaged or missing file
-        raise BadEpisode(f"episode {number} of {file} cannot be read ({brief(error)}): get it again") from error
+        except (OSError, RuntimeError, ValueError, IndexError) as error:  # damaged (it has checksums) or missing
+            raise BadEpisode(f"episode {number} of {file} cannot be read ({brief(error)}): get it again") from error
+
+
+def _local(file: Place) -> tuple[Path, Any]:
+    """A path to the file, and what deletes a copy once it is forgotten."""
+    copy = file.local()
+    return copy.__enter__(), copy
 
 
 def _array(values: Values, feature: _Feature, leading: tuple[int, ...], where: str) -> np.ndarray:
