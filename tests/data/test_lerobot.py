@@ -52,12 +52,12 @@ def assert_equals_lerobot(source: Source, returned: Path) -> None:
         assert start == len(expected["index"])
 
 
-@pytest.mark.parametrize("version", ["lerobot21", "lerobot30"])
+@pytest.mark.parametrize("version", ["lerobot21", "lerobot30", "lerobot_converted"])
 def test_every_value_and_frame_is_lerobots(version: str) -> None:
     assert_equals_lerobot(open_source(SAMPLES / version, options=LOSSLESS), SAMPLES / f"{version}.npz")
 
 
-@pytest.mark.parametrize("version", ["lerobot21", "lerobot30"])
+@pytest.mark.parametrize("version", ["lerobot21", "lerobot30", "lerobot_converted"])
 def test_there_and_back(version: str, tmp_path: Path) -> None:
     """Our v3.0 output, which LeRobot opened with equal values when tests/oracles was run, reads as its source."""
     assert export_dataset(open_source(SAMPLES / version, options=LOSSLESS), tmp_path / "out") == 3

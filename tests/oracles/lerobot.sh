@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # LeRobot 0.4.4 (v3.0) and 0.3.3 (v2.1) on the CPU, and the datasets of lerobot_recipe.py written with them.
 #
-#     bash tests/oracles/lerobot.sh [FOLDER]         # default /tmp/oracles; makes FOLDER/lerobot{21,30}
+#     bash tests/oracles/lerobot.sh [FOLDER]         # default /tmp/oracles; makes FOLDER/lerobot{21,30,_converted}
 #     bash tests/oracles/lerobot.sh FOLDER read DATASET OUT.npz     # what LeRobot itself returns for a v3.0 dataset
 #
 # Needs Python 3.11 and the libraries of FFmpeg 4 to 8 (apt-get install ffmpeg).
@@ -25,4 +25,5 @@ if [ "${2:-}" = read ]; then
 else
     PYTHONPATH=$base/lerobot033 "$venv/bin/python" "$here/lerobot_recipe.py" write21 "$base/lerobot21"
     "$venv/bin/python" "$here/lerobot_recipe.py" write30 "$base/lerobot30"
+    "$venv/bin/python" "$here/lerobot_recipe.py" convert "$base/lerobot_converted" "$base/lerobot21"
 fi

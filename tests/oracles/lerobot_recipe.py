@@ -74,10 +74,22 @@ def read(folder: Path, out: Path) -> None:
     np.savez_compressed(out, **arrays)
 
 
+def convert(folder: Path, source: Path) -> None:
+    """The dataset of v2.1 by LeRobot's own converter, whose v3.0 differs from that of its writer."""
+    from lerobot.datasets.v30.convert_dataset_v21_to_v30 import convert_dataset
+
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(source, folder)
+    convert_dataset(folder.name, root=folder.parent, push_to_hub=False)
+    shutil.rmtree(folder.with_name(f"{folder.name}_old"), ignore_errors=True)
+
+
 if __name__ == "__main__":
     verb, target = sys.argv[1], Path(sys.argv[2])
     if verb == "read":
         read(target, Path(sys.argv[3]))
+    elif verb == "convert":
+        convert(target, Path(sys.argv[3]))
     else:
         write(target, int(verb.removeprefix("write")))
         read(target, target.with_suffix(".npz"))
