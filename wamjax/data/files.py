@@ -26,16 +26,28 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     partial = path.with_name(f".{path.name}{PARTIAL}")
     try:
-        yield partial
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with full_disk(path):
+            yield partial
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def full_disk(path: Path) -> Iterator[None]:
+    """Tell a full disk from other errors while `path` is written.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    try:
+        yield
     except (OSError, RuntimeError) as error:  # ArrayRecord raises RuntimeError with the system's words
         if os.strerror(errno.ENOSPC) in str(error):
             raise UserError(f"the disk of {path.parent} is full: free space or write elsewhere") from error
         raise
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:

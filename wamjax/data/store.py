@@ -160,7 +160,7 @@ class EpisodeStore:
         except RuntimeError as error:  # ArrayRecord's own checksums
             raise BadEpisode(f"episode {index} cannot be read from {path}: {error}") from error
         episode = unpack(record)
-        if len(episode) != self.lengths[index] or _schema(episode) != self._schema:
+        if len(episode) != self.lengths[index] or schema(episode) != self._schema:
             raise BadEpisode(f"episode {index} in {path} differs from its description in length or fields")
         return episode
 
@@ -208,13 +208,13 @@ class EpisodeStore:
 
 def _write_records(path: Path, episodes: Iterable[Episode]) -> dict[str, Any]:
     """Write the episodes' records to `path` and describe them."""
-    lengths, metadata, schema = [], [], None
+    lengths, metadata, common = [], [], None
     writer = ArrayRecordWriter(str(path), _WRITE_OPTIONS)
     try:
         for episode in episodes:
-            if schema not in (None, found := _schema(episode)):
-                raise BadEpisode(f"episodes of one shard must look alike: {found} after {schema}")
-            schema = found
+            if common not in (None, found := schema(episode)):
+                raise BadEpisode(f"episodes of one shard must look alike: {found} after {common}")
+            common = found
             writer.write(pack(episode))
             lengths.append(len(episode))
             metadata.append(dict(episode.metadata))
@@ -225,7 +225,7 @@ def _write_records(path: Path, episodes: Iterable[Episode]) -> dict[str, Any]:
         "episodes": len(lengths),
         "steps": sum(lengths),
         "lengths": lengths,
-        "schema": schema,
+        "schema": common,
         "metadata": metadata,
     }
 
@@ -240,8 +240,12 @@ def _summary(shards: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _schema(episode: Episode) -> dict[str, Any]:
-    """What all episodes of a dataset share."""
+def schema(episode: Episode) -> dict[str, Any]:
+    """What all episodes of a dataset share: fps, fields, cameras.
+
+    Raises:
+        BadEpisode: the episode has no frame rate.
+    """
     if not isinstance(fps := episode.metadata.get("fps"), int | float) or not fps > 0:
         raise BadEpisode(f"an episode's metadata needs a positive 'fps', got {fps!r}")
     return {
