@@ -108,8 +108,7 @@ def train(
         NonFiniteLoss: bad steps, as far as `config.guard` says; names the last good checkpoint.
     """
     clock = clock or Clock()
-    policy = in_eight_bits(policy, config.products)
-    policy, initial, frozen = adapt(policy, initial, frozen, config.lora, config.seed)
+    policy, initial, frozen = adapt(in_eight_bits(policy, config.products), initial, frozen, config.lora, config.seed)
     frozen = place(frozen, shardings(frozen, rules, mesh))
     made = _make(policy, config, mesh, rules, initial, batches, validation, run, clock)
     checkpoints, watch, rewinds = made.checkpoints, config.watch, config.guard.on_bad_step == "rewind"
