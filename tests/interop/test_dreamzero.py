@@ -30,6 +30,7 @@ from wamjax.networks.wan.vae import WanVAEConfig
 from wamjax.policies.dreamzero.config import DreamZeroConfig, SamplingConfig
 from wamjax.policies.dreamzero.frozen import WanFrames
 from wamjax.policies.dreamzero.network import Clip, NetworkConfig, Robot
+from wamjax.sharding.mesh import MeshConfig, make_mesh
 
 CASE = "i2v_1"
 OTHERS = {
@@ -242,7 +243,7 @@ def test_training_may_begin_with_a_transformer_that_has_neither_codecs_nor_an_im
     (tmp_path / "transformer" / "config.json").write_text(json.dumps({"num_heads": 4}))
     dit = WanDiTConfig(width=48, mlp=64, heads=4, layers=2, inputs=16, outputs=16, text=32, image=1280)
     policy = large(network=NetworkConfig(dit, hidden=24), frames=WanFrames(OTHERS["vae"][1]))
-    begin = functools.partial(SYSTEMS[DreamZeroConfig].initial, policy=policy)
+    begin = functools.partial(SYSTEMS[DreamZeroConfig].initial, policy=policy, mesh=make_mesh(MeshConfig()))
     found = flatten(begin(Experiment("a", policy.config, weights=str(tmp_path))))
     random = flatten(jax.jit(policy.init)(jax.random.key(0)))
     assert {path: leaf.shape for path, leaf in found.items()} == {path: leaf.shape for path, leaf in random.items()}

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from wamjax.data.chunks import ChunkConfig, chunk_batches
 from wamjax.data.normalise import Statistics, dataset_statistics
@@ -27,7 +29,7 @@ from wamjax.policies.dreamzero.network import DreamZeroNetwork
 from wamjax.policies.dreamzero.policy import DreamZero
 from wamjax.policies.small_wam import SmallWAM, SmallWAMConfig
 from wamjax.serving.protocols import PREFIX, STATE_SIZES
-from wamjax.sharding.mesh import Rules
+from wamjax.sharding.mesh import Rules, shardings
 from wamjax.sharding.processes import say
 from wamjax.training.loop import Batches
 
@@ -61,11 +63,13 @@ class System(Protocol):
     def statistics(self, experiment: Experiment, store: EpisodeStore, policy: Any) -> Statistics:
         """Of its state and action, by field: what they are normalised with, and what checkpoints carry."""
 
-    def frozen(self, experiment: Experiment, store: EpisodeStore, policy: Any, statistics: Statistics) -> Params:
-        """Its frozen parameters."""
+    def frozen(
+        self, experiment: Experiment, store: EpisodeStore, policy: Any, statistics: Statistics, mesh: Mesh
+    ) -> Params:
+        """Its frozen parameters; pretrained ones lie on the mesh."""
 
-    def initial(self, experiment: Experiment, policy: Any) -> Params | None:
-        """Trainable parameters to begin with; None for random ones."""
+    def initial(self, experiment: Experiment, policy: Any, mesh: Mesh) -> Params | None:
+        """Trainable parameters to begin with, where they belong on the mesh; None for random ones."""
 
     def sees(self, experiment: Experiment) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Cameras in the order of the views, and the fields of its state."""
@@ -110,7 +114,9 @@ class SmallWAMSystem:
             for part, names in fields.items()
         }
 
-    def frozen(self, experiment: Experiment, store: EpisodeStore, policy: SmallWAM, statistics: Statistics) -> Params:
+    def frozen(
+        self, experiment: Experiment, store: EpisodeStore, policy: SmallWAM, statistics: Statistics, mesh: Mesh
+    ) -> Params:
         """See `System`."""
         whole = {
             part: {key: np.concatenate([field[key] for field in fields.values()]) for key in STATISTICS}
@@ -118,7 +124,7 @@ class SmallWAMSystem:
         }
         return policy.freeze(sample_frames(store, _clip(experiment).cameras), whole)
 
-    def initial(self, experiment: Experiment, policy: SmallWAM) -> None:
+    def initial(self, experiment: Experiment, policy: SmallWAM, mesh: Mesh) -> None:
         """See `System`: always random."""
 
     def sees(self, experiment: Experiment) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -183,27 +189,30 @@ class DreamZeroSystem:
         """See `System`; relative actions have relative ones."""
         return dataset_statistics(store, policy.embodiment)
 
-    def frozen(self, experiment: Experiment, store: EpisodeStore, policy: DreamZero, statistics: Statistics) -> Params:
+    def frozen(
+        self, experiment: Experiment, store: EpisodeStore, policy: DreamZero, statistics: Statistics, mesh: Mesh
+    ) -> Params:
         """See `System`."""
         parts = {"frames": "vae", "text": "text_encoder", "image": "image_encoder"}
         wanted = {ours: theirs for ours, theirs in parts.items() if ours in policy.pretrained}
         if wanted and not experiment.weights:
             raise UserError(f"the policy reads through a pretrained {', '.join(wanted.values())}: set weights=FOLDER")
-        given = {ours: load(experiment.weights, theirs).params for ours, theirs in wanted.items()}
+        given = {ours: load(experiment.weights, theirs, sharding=mesh).params for ours, theirs in wanted.items()}
         frames = sample_frames(store, policy.embodiment.cameras)
         return policy.freeze(frames, statistics, given)
 
-    def initial(self, experiment: Experiment, policy: DreamZero) -> Params | None:
+    def initial(self, experiment: Experiment, policy: DreamZero, mesh: Mesh) -> Params | None:
         """See `System`; what a Wan transformer lacks (codecs, and the image branch of 5B) is random."""
         if not experiment.weights:
             return None
-        loaded = load(experiment.weights, "transformer", dtype=np.float32)
+        loaded = load(experiment.weights, "transformer", dtype=np.float32, sharding=mesh)
         inside = "" if isinstance(loaded.module, DreamZeroNetwork) else "dit/"
         found = {inside + path: leaf for path, leaf in flatten(loaded.params).items()}
         missing = lacking(policy, found)
         if missing:
             say(f"{len(missing)} parameters are not in {experiment.weights} and begin at random, first {min(missing)}")
-        return nest(found | drawn(policy, missing, experiment.train.seed))
+        places = flatten(shardings(jax.eval_shape(policy.init, jax.random.key(0)), self.rules, mesh))
+        return nest(found | drawn(policy, {path: places[path] for path in missing}, experiment.train.seed))
 
     def sees(self, experiment: Experiment) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """See `System`."""

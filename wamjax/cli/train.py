@@ -60,8 +60,9 @@ def _train(args: argparse.Namespace) -> None:
         return
     system = _experiment.system(experiment)
     policy = system.policy(experiment, system.shapes(experiment, store))
+    mesh = make_mesh(experiment.mesh)
     statistics = system.statistics(experiment, store, policy)
-    frozen = system.frozen(experiment, store, policy, statistics)
+    frozen = system.frozen(experiment, store, policy, statistics, mesh)
     source = {"dataset": store.fingerprint, "frozen": fingerprint(frozen)}
     processes.agree(frozen_parameters=source["frozen"])
     validation = None
@@ -71,12 +72,12 @@ def _train(args: argparse.Namespace) -> None:
         policy,
         frozen,
         experiment.train,
-        mesh=make_mesh(experiment.mesh),
+        mesh=mesh,
         rules=system.rules,
         batches=system.loader(experiment, store, policy),
         validation=validation,
         run=out,
-        initial=system.initial(experiment, policy),
+        initial=system.initial(experiment, policy, mesh),
         meta={
             "config": resolved,
             "shapes": configuration.to_dict(policy.shapes),

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from wamjax.errors import UserError
-from wamjax.interop.files import Tensor, Tensors
+from wamjax.interop.files import Index, Tensor, Tensors
 
 ALPHA = 4.0
 """Of DreamZero's adapters where their checkpoint does not say."""
@@ -67,8 +67,9 @@ def _changed(name: str, weight: Tensor, down: Tensor, up: Tensor, scale: float) 
     if (up.shape[0], down.shape[1]) != weight.shape or up.shape[1] != down.shape[0]:
         raise UserError(f"the adapter of {name} ({up.shape} {down.shape}) does not fit its weight {weight.shape}")
 
-    def read() -> np.ndarray:
-        change = up.read().astype(np.float32) @ down.read().astype(np.float32)
-        return (weight.read().astype(np.float32) + scale / down.shape[0] * change).astype(weight.dtype)
+    def part(index: Index) -> np.ndarray:
+        rows, columns = index or (slice(None), slice(None))
+        change = up.read()[rows].astype(np.float32) @ down.read()[:, columns].astype(np.float32)
+        return (weight.part(index).astype(np.float32) + scale / down.shape[0] * change).astype(weight.dtype)
 
-    return Tensor(weight.shape, weight.dtype, read)
+    return Tensor(weight.shape, weight.dtype, part)

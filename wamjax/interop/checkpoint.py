@@ -1,7 +1,7 @@
 """Loading and saving components: published files, and imported folders, which Orbax reads too.
 
 An imported folder holds `component.json` (kind, configuration) and `params/`, an Orbax checkpoint of one array per
-leaf. Everything goes layer by layer: no more than a few layers of one leaf are in memory, whatever the model's size,
+leaf. Everything goes layer by layer: no more than a few layers of one leaf are on the host, whatever the model's size,
 and what is written appears under its name only when it is whole.
 """
 
@@ -26,8 +26,9 @@ from wamjax import config as configuration
 from wamjax.errors import UserError
 from wamjax.interop.adapters import with_adapters
 from wamjax.interop.components import BUNDLES, KINDS, PREFIXES, Kind, recognise
-from wamjax.interop.files import INDEX, Tensor, Tensors, open_tensors
+from wamjax.interop.files import INDEX, Index, Tensor, Tensors, open_tensors
 from wamjax.interop.keymap import KeyMap, check, complain, flatten, nest, packed, place
+from wamjax.interop.placing import Leaf, placed
 from wamjax.sharding.mesh import shardings
 
 DESCRIPTION = "component.json"
@@ -45,39 +46,11 @@ EVERY = "original"
 """The layout that has a tensor for every parameter."""
 SHARD = 2**30
 """Bytes of a file of weights, about."""
-CHUNK = 2**26
+CHUNK = 2**23
 """Numbers of a chunk of a stored array, at most."""
 
 Progress = Callable[[int], None]
 """Told the bytes that have been written since it was last told."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Leaf:
-    """A parameter that is read layer by layer.
-
-    Attributes:
-        shape, dtype: of the whole.
-        stacked: whether the first axis counts layers; otherwise the leaf is one layer.
-        read: one layer.
-    """
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-    stacked: bool
-    read: Callable[[int], np.ndarray]
-
-    @property
-    def bytes(self) -> int:
-        """Size of the whole."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def part(self, index: tuple[slice, ...]) -> np.ndarray:
-        """The numbers at an index of slices."""
-        if not self.stacked:
-            return self.read(0)[index]
-        first, *rest = index
-        return np.stack([self.read(i)[tuple(rest)] for i in range(*first.indices(self.shape[0]))])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +111,8 @@ def load(
         component: which of a whole model: "transformer", "transformer_2", "vae", "text_encoder", "image_encoder".
         dtype: of the parameters; None keeps each as it is stored.
         sharding: a mesh, over which the network's own rules spread the parameters; or one sharding for all of them.
-            Every device's part is read by itself. None puts them on the default device.
+            None puts them on the default device. Files are read in pieces, by all processes together
+            (`wamjax.interop.placing`): no host holds more than its devices' share, and a piece.
 
     Raises:
         UserError: nothing to load, damaged files, or tensors that do not fill the network exactly.
@@ -150,13 +124,12 @@ def load(
     if isinstance(sharding, Mesh):
         places = flatten(shardings(nest(shapes), row.rules, sharding))
 
-    def array(leaf: Leaf, where: Sharding | None) -> jax.Array:
-        kind = leaf.dtype if dtype is None else np.dtype(dtype)
-        if where is None:
-            return jax.numpy.asarray(leaf.part((slice(None),) * len(leaf.shape)).astype(kind, copy=False))
-        return jax.make_array_from_callback(leaf.shape, where, lambda i: leaf.part(i or ()).astype(kind, copy=False))
-
-    params = nest({path: array(leaf, places[path]) for path, leaf in found.leaves.items()})
+    params = nest(
+        {
+            path: placed(leaf, places[path], leaf.dtype if dtype is None else np.dtype(dtype))
+            for path, leaf in found.leaves.items()
+        }
+    )
     return Loaded(row.module(found.config), params, found.config)
 
 
@@ -187,7 +160,10 @@ def of_params(module: nn.Module, params: Any) -> Component:
     keymap = KINDS[kind].keymap(config, EVERY)
 
     def leaf(array: Any, stacked: bool) -> Leaf:
-        return Leaf(array.shape, np.dtype(array.dtype), stacked, lambda i: np.asarray(array[i] if stacked else array))
+        def part(layer: int, index: Index) -> np.ndarray:
+            return np.asarray((array[layer] if stacked else array)[index])
+
+        return Leaf(array.shape, np.dtype(array.dtype), stacked, part)
 
     found = {p: leaf(array, p in keymap and keymap[p].stacked) for p, array in flatten(params).items()}
     return _checked(Component(kind, config, found))
@@ -250,8 +226,11 @@ def open_component(place: Place, base: Place | None = None) -> Component:
         if len(kinds) > 1:
             raise UserError(f"{path} stores the layers of {name} in several types: convert it to one first")
 
-        read = functools.partial(source.layer_of_ours, read=lambda name: tensors[name].read())
-        leaves[name] = Leaf(expected[name].shape, kinds.pop(), source.stacked, read)
+        shape = expected[name].shape
+        part = functools.partial(
+            source.part_of_ours, width=shape[-1], part=lambda name, index: tensors[name].part(index)
+        )
+        leaves[name] = Leaf(shape, kinds.pop(), source.stacked, part, source.layout.along)
     return Component(kind, config, leaves)
 
 
@@ -270,7 +249,7 @@ def _published(component: Component) -> Tensors:
     def tensor(path: str, layer: int, key: str) -> Tensor:
         leaf, source = component.leaves[path], keymap[path]
         shape = source.shapes(leaf.shape)[key]
-        return Tensor(shape, leaf.dtype, lambda: source.layer_of_theirs(layer, leaf.read(layer))[key])
+        return Tensor(shape, leaf.dtype, lambda index: source.layer_of_theirs(layer, leaf.read(layer))[key][index])
 
     places = [(path, i) for path in component.leaves for i in range(keymap[path].layers)]
     return {key: tensor(path, i, key) for path, i in places for key in keymap[path].keys_of(i)}
@@ -467,7 +446,8 @@ def _open_imported(folder: Path) -> Component:
             tuple(array.shape),
             np.dtype(array.dtype.numpy_dtype),
             stacked,
-            lambda i: (array[i] if stacked else array).read().result(),
+            lambda layer, index: (array[layer] if stacked else array)[index].read().result(),
+            along=max(0, len(array.shape) - stacked - 1),  # its last axis, in which layers are cut into files
         )
 
     return _checked(Component(described["kind"], config, {p: leaf(p, s.stacked) for p, s in keymap.items()}))
@@ -478,9 +458,8 @@ def _write_leaf(params: Path, path: str, leaf: Leaf, progress: Progress) -> None
 
     layer = leaf.shape[1:] if leaf.stacked else leaf.shape
     chunk = list(layer)
-    while math.prod(chunk) > CHUNK:
-        longest = int(np.argmax(chunk))
-        chunk[longest] = -(-chunk[longest] // 2)
+    while math.prod(chunk) > CHUNK and chunk[-1] > 1:
+        chunk[-1] = -(-chunk[-1] // 2)
     spec = _spec(params, path) | {
         "create": True,
         "metadata": {

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+from jax.sharding import Sharding
 
 from wamjax.interop import wan_dit
 from wamjax.interop.keymap import TABLE, KeyMap, Layout, Source, complain, flatten
@@ -41,14 +42,14 @@ def lacking(policy: DreamZero, found: Mapping[str, Any]) -> set[str]:
     return expected.keys() - found.keys()
 
 
-def drawn(policy: DreamZero, paths: set[str], seed: int) -> dict[str, Any]:
-    """Random parameters at some paths only; the others are not even drawn."""
+def drawn(policy: DreamZero, places: Mapping[str, Sharding], seed: int) -> dict[str, Any]:
+    """Random parameters at some paths only, made where they belong; the others are not even drawn."""
 
     def init(key: jax.Array) -> dict[str, Any]:
         every = flatten(policy.init(key))
-        return {path: every[path] for path in paths}
+        return {path: every[path] for path in places}
 
-    return jax.jit(init)(jax.random.key(seed)) if paths else {}
+    return jax.jit(init, out_shardings=dict(places))(jax.random.key(seed)) if places else {}
 
 
 def keymap(config: NetworkConfig, layout: str = "original") -> KeyMap:

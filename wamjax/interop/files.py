@@ -1,6 +1,7 @@
 """Tensors in files, read one at a time: safetensors (single or sharded) and PyTorch's .pth, without PyTorch.
 
-Opening a file reads its table of contents and checks that it is whole; a tensor's numbers are read when asked for.
+Opening a file reads its table of contents and checks that it is whole; a tensor's numbers, or a part of them, are read
+when asked for.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import collections
 import dataclasses
 import json
 import pickle
+import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +21,9 @@ import numpy as np
 
 from wamjax.errors import UserError
 
+Index = tuple[slice, ...]
+"""A part of an array: a slice for each axis; () for all of it."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
@@ -26,12 +31,16 @@ class Tensor:
 
     Attributes:
         shape, dtype: of the array.
-        read: reads it.
+        part: reads what lies at an index.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
-    read: Callable[[], np.ndarray]
+    part: Callable[[Index], np.ndarray]
+
+    def read(self) -> np.ndarray:
+        """All of it."""
+        return self.part(())
 
 
 Tensors = Mapping[str, Tensor]
@@ -95,7 +104,7 @@ def _open_safetensors(path: Path) -> Tensors:
         kind = part.get_dtype()
         if kind not in SAFETENSORS_DTYPES:
             raise UserError(f"{path}: tensor {name} is of type {kind}, which cannot be read")
-        return Tensor(tuple(part.get_shape()), np.dtype(SAFETENSORS_DTYPES[kind]), lambda: file.get_tensor(name))
+        return Tensor(tuple(part.get_shape()), np.dtype(SAFETENSORS_DTYPES[kind]), part.__getitem__)
 
     return {name: tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
 
@@ -156,7 +165,7 @@ class _Storage:
 
     dtype: np.dtype
     count: int
-    read: Callable[[], bytes]
+    numbers: Callable[[], np.ndarray]
 
 
 class _Weights(pickle.Unpickler):
@@ -165,6 +174,17 @@ class _Weights(pickle.Unpickler):
     def __init__(self, file: IO[bytes], archive: zipfile.ZipFile, folder: str) -> None:
         super().__init__(file)
         self.archive, self.folder = archive, folder
+
+    def numbers(self, entry: str, dtype: np.dtype) -> np.ndarray:
+        """A storage, of which only what is asked for comes into memory if the archive does not compress it."""
+        info = self.archive.getinfo(entry)
+        if info.compress_type != zipfile.ZIP_STORED or not info.file_size:
+            return np.frombuffer(self.archive.read(entry), dtype)
+        with open(str(self.archive.filename), "rb") as file:
+            file.seek(info.header_offset + 26)  # of the entry's own header: 30 bytes, its name, and padding
+            name, extra = struct.unpack("<HH", file.read(4))
+        start = info.header_offset + 30 + name + extra
+        return np.memmap(str(self.archive.filename), dtype, "r", start, (info.file_size // dtype.itemsize,))
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("collections", "OrderedDict"):
@@ -182,7 +202,7 @@ class _Weights(pickle.Unpickler):
         entry = f"{self.folder}data/{key}"
         if kind != "storage" or self.archive.getinfo(entry).file_size != count * dtype.itemsize:
             raise ValueError(f"{entry} is not {count} numbers of {dtype}")
-        return _Storage(dtype, count, lambda: self.archive.read(entry))
+        return _Storage(dtype, count, lambda: self.numbers(entry, dtype))
 
 
 def _rebuild(storage: _Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
@@ -190,9 +210,9 @@ def _rebuild(storage: _Storage, offset: int, shape: tuple[int, ...], stride: tup
     if not all(isinstance(x, int) and x >= 0 for x in (offset, *shape, *stride)) or last >= max(storage.count, 1):
         raise ValueError(f"a tensor of shape {shape} reaches beyond its {storage.count} numbers")
 
-    def read() -> np.ndarray:
-        flat = np.frombuffer(storage.read(), storage.dtype)[offset:]
+    def part(index: Index) -> np.ndarray:
+        flat = np.asarray(storage.numbers()[offset:])
         strides = tuple(s * storage.dtype.itemsize for s in stride)
-        return np.lib.stride_tricks.as_strided(flat, shape, strides, writeable=False)
+        return np.lib.stride_tricks.as_strided(flat, shape, strides, writeable=False)[index]
 
-    return Tensor(tuple(shape), storage.dtype, read)
+    return Tensor(tuple(shape), storage.dtype, part)

@@ -13,6 +13,10 @@ from typing import Any
 import numpy as np
 
 from wamjax.errors import UserError
+from wamjax.interop.files import Index
+
+ReadPart = Callable[[str, Index], np.ndarray]
+"""(tensor, index) -> what lies there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +39,20 @@ class Layout:
     def theirs(self, leaf: np.ndarray) -> np.ndarray:
         """Our leaf in their axes."""
         return np.expand_dims(np.squeeze(leaf, self.ours_alone).transpose(np.argsort(self.order)), self.theirs_alone)
+
+    def part_of_theirs(self, index: Index) -> Index:
+        """Where a part of our leaf (a slice for each of our axes) lies in their tensor."""
+        shared = [part for axis, part in enumerate(index) if axis not in self.ours_alone]
+        theirs = [shared[axis] for axis in np.argsort(self.order)]
+        for axis in self.theirs_alone:
+            theirs.insert(axis, slice(None))
+        return tuple(theirs)
+
+    @property
+    def along(self) -> int:
+        """The axis of ours along which their tensor lies in a file, one part behind the other."""
+        shared = [axis for axis in range(len(self.order) + len(self.ours_alone)) if axis not in self.ours_alone]
+        return shared[self.order.index(0)] if self.order else 0
 
 
 VECTOR = Layout((0,))
@@ -84,14 +102,35 @@ class Source:
 
     def layer_of_ours(self, layer: int, read: Callable[[str], np.ndarray]) -> np.ndarray:
         """One layer of our leaf, of their tensors."""
-        parts = [self.layout.ours(read(key)) for key in self.keys_of(layer)]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
+        return _beside([self.layout.ours(read(key)) for key in self.keys_of(layer)])
+
+    def part_of_ours(self, layer: int, index: Index, width: int, part: ReadPart) -> np.ndarray:
+        """What lies at an index of one layer of our leaf, of no more of their tensors than that.
+
+        Args:
+            layer: which. index: a slice for each axis of a layer; () for all of it.
+            width: the length of our last axis.
+            part: reads what lies at an index of a tensor.
+        """
+        if not index:
+            return self.layer_of_ours(layer, lambda key: part(key, ()))
+        each, found = width // self.joined, []
+        start, stop, _ = index[-1].indices(width)
+        for place, key in enumerate(self.keys_of(layer)):
+            own = slice(max(start - place * each, 0), min(stop - place * each, each))
+            if own.start < own.stop:
+                found.append(self.layout.ours(part(key, self.layout.part_of_theirs((*index[:-1], own)))))
+        return _beside(found)
 
     def layer_of_theirs(self, layer: int, ours: np.ndarray) -> dict[str, np.ndarray]:
         """Their tensors of one layer of our leaf."""
         parts = np.split(ours, self.joined, axis=-1)
         keys = self.keys_of(layer)
         return {key: packed(self.layout.theirs(part)) for key, part in zip(keys, parts, strict=True)}
+
+
+def _beside(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=-1)
 
 
 LAYOUTS = ("original", "diffusers")

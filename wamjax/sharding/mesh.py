@@ -60,9 +60,10 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 def _arranged(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
     """Devices such that those of an inner axis are neighbours, and only the first axis, `replica`, leaves a slice.
 
-    GPUs have no slices: their order is that of the processes, so that the last axes stay within a machine.
+    GPUs have no slices: their order is that of the processes, so that the last axes stay within a machine. Nor have the
+    devices of a topology of one slice that is only described.
     """
-    slices = len({device.slice_index for device in devices if device.platform == "tpu"})
+    slices = len({getattr(device, "slice_index", 0) for device in devices if device.platform == "tpu"})
     if slices <= 1:
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     replica, *inside = shape
@@ -161,9 +162,14 @@ def to_devices(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Arr
 
 
 def place(tree: Any, where: Any) -> Any:
-    """Host arrays, the same in all processes, as global arrays; each process hands over what its devices hold."""
+    """Host arrays, the same in all processes, as global arrays; each process hands over what its devices hold.
+
+    What lies on the mesh already stays where it is: a frozen network follows rules of its own.
+    """
 
     def put(leaf: Any, sharding: NamedSharding) -> jax.Array:
+        if isinstance(leaf, jax.Array) and getattr(leaf.sharding, "mesh", None) == sharding.mesh:
+            return leaf
         if sharding.is_fully_addressable:
             return jax.device_put(leaf, sharding)
         array = np.asarray(leaf)  # device_put would compare all of it between the processes
