@@ -2,12 +2,14 @@
 
 import dataclasses
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wamjax.errors import UserError
 from wamjax.nn.layers import TimeEmbedding, angles, frequencies
 from wamjax.nn.rope import rotate, rotation
 from wamjax.nn.stack import Block, Expert, Stack, StackConfig, extended
@@ -83,17 +85,47 @@ def test_the_scan_equals_a_python_loop(example):
         np.testing.assert_allclose(scanned[expert], x[expert], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("remat", [(), ("block_in",), ("attn_out", "mlp_hidden")])
-def test_rematerialisation_changes_no_gradient(example, remat):
-    params, *rest = example
+@pytest.fixture(scope="module")
+def slope(example):
+    """Gradients of a configuration's stack, compiled once for each."""
 
     def loss(params, config):
-        out, _ = run(params, *rest, config=config)
+        out, _ = run(params, *example[1:], config=config)
         return sum(jnp.sum(x**2) for x in out.values())
 
-    plain = jax.jit(jax.grad(loss), static_argnums=1)(params, CONFIG)
-    remade = jax.jit(jax.grad(loss), static_argnums=1)(params, dataclasses.replace(CONFIG, remat=remat))
+    return jax.jit(jax.grad(loss), static_argnums=1)
+
+
+KEPT = {
+    (("attn_out", "mlp_hidden"), ()): set(),
+    ((), ("block_in",)): {"3,2,7,8", "3,2,2,12"},
+    (("attended",), ("block_in", "qkv")): {"3,2,7,8", "3,2,2,12", "3,2,9,2,4"},
+}
+"""Points kept on the device and on the host, and the arrays that the host then holds of all layers."""
+
+
+@pytest.mark.parametrize(("remat", "offload"), list(KEPT))
+def test_rematerialisation_changes_no_gradient_and_keeps_what_it_says_on_the_host(example, slope, remat, offload):
+    config = dataclasses.replace(CONFIG, remat=remat, offload=offload)
+    traced = slope.trace(example[0], config)
+    held = re.findall(r"f32<host>\[(3,[\d,]+)\]", str(traced.jaxpr))
+    assert set(held) == KEPT[remat, offload]
+    plain, remade = slope(example[0], CONFIG), slope(example[0], config)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), plain, remade)
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"remat": ("blok_in",)}, "no 'blok_in': did you mean 'block_in'"),
+        ({"remat": (), "offload": ("x",)}, "no 'x': use some of block_in, qkv"),
+        ({"remat": ("qkv",), "offload": ("qkv",)}, "'qkv' is in remat and in offload"),
+        ({"offload": ("qkv",)}, "set remat=()"),
+    ],
+)
+def test_points_that_are_none_are_named(choice, message):
+    with pytest.raises(UserError, match=re.escape(message)):
+        dataclasses.replace(CONFIG, **choice)
 
 
 def test_angles_are_those_of_double_precision():

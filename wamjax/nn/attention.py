@@ -7,6 +7,7 @@ from types import ModuleType
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from wamjax.nn.context import spread, spread_to_all
@@ -51,10 +52,10 @@ def attend(
     plan: TokenPlan,
     segment: Int[Array, "b n"] | None,
 ) -> Float[Array, "b q k h"]:
-    """`attention` of a sequence that one device holds."""
+    """`attention` of a sequence that one device holds; its result is a point that rematerialisation may keep."""
     if q.shape[1] == plan.length >= LONG and _has_kernel(q):
-        return _kernels().splash(q, k, v, plan, segment)
-    return attend_reference(q, k, v, plan, segment)
+        return _kernels().splash(q, k, v, plan, segment, point="attended")
+    return checkpoint_name(attend_reference(q, k, v, plan, segment), "attended")
 
 
 def _has_kernel(q: Array) -> bool:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int
 
 from wamjax.errors import UserError
@@ -106,7 +107,7 @@ def _around(parts: int, q: Array, k: Array, v: Array, plan: TokenPlan, segment: 
     b, n, heads, _ = q.shape
     nothing = (jnp.zeros(q.shape, jnp.float32), jnp.full((b, n, heads), _LOW), jnp.zeros((b, n, heads)))
     ((total, _, weight), _, _), _ = jax.lax.scan(pass_by, (nothing, k, v), jnp.arange(parts))
-    return (total / jnp.where(weight == 0, 1.0, weight)[..., None]).astype(v.dtype)
+    return checkpoint_name((total / jnp.where(weight == 0, 1.0, weight)[..., None]).astype(v.dtype), "attended")
 
 
 _LOW = float(np.finfo(np.float32).min)

@@ -113,11 +113,18 @@ def splash(
     plan: TokenPlan,
     segment: Int[Array, "b n"] | None,
     interpret: bool = False,
+    point: str | None = None,
 ) -> Float[Array, "b n k h"]:
-    """Attention under a plan's rule; tokens that are absent return zeros. `interpret` runs it without a TPU."""
+    """Attention under a plan's rule; tokens that are absent return zeros.
+
+    Args:
+        interpret: runs it without a TPU.
+        point: names what the kernel's backward pass needs of its result, for rematerialisation; where that is kept,
+            the kernel does not run again.
+    """
     places = layout(plan)
     mask: masks.Mask = masks.FullMask((places.length,) * 2) if plan.full else PlanMask(places)
-    out = _run(q, k, v, mask, (places, places), (segment, segment), interpret)
+    out = _run(q, k, v, mask, (places, places), (segment, segment), interpret, point)
     return out if segment is None else out * (segment >= 0)[:, :, None, None].astype(out.dtype)
 
 
@@ -168,6 +175,7 @@ def _run(
     places: tuple[Layout, Layout],
     segments: tuple[Array | None, Array | None],
     interpret: bool,
+    point: str | None = None,
 ) -> Array:
     """The kernel on tokens at their places, sample by sample."""
     batch, (asking, asked) = q.shape[0], places
@@ -182,6 +190,7 @@ def _run(
         head_shards=1,
         q_seq_shards=1,
         interpret=interpret,
+        residual_checkpoint_name=point,
     )
     heads_first = [jnp.moveaxis(where.place(x), 2, 1) for x, where in ((q, asking), (k, asked), (v, asked))]
     scaled = (heads_first[0] * q.shape[-1] ** -0.5, *heads_first[1:])

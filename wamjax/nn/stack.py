@@ -7,7 +7,8 @@ layer axis and run by one scan, so that program size and compile time do not gro
 from __future__ import annotations
 
 import dataclasses
-import functools
+import difflib
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from wamjax.errors import UserError
 from wamjax.nn.attention import attention
 from wamjax.nn.layers import Linear, TimeEmbedding, rms_norm, stacked
 from wamjax.nn.shard import shard
@@ -30,8 +32,15 @@ Cache = dict[str, Float[Array, "layers b n k h"]]
 Memory = Any
 """Per layer (leading axis), what an expert's blocks read of their condition: the same at every step of a loop."""
 
+Layer = Callable[[Tokens, Any], tuple[Tokens, Cache]]
+"""A layer as a scan calls it."""
+
 Condition = Any
 """What an expert's blocks need beside tokens, the same in every layer: modulation, positions, a context to look at."""
+
+POINTS = ("block_in", "qkv", "attended", "attn_out", "mlp_hidden")
+"""Points of a block that the backward pass can be given: its input; queries, keys and values; what attention returns;
+that after its projection; the hidden layer of the MLP."""
 
 
 class BlockShare(Protocol):
@@ -83,8 +92,12 @@ class StackConfig:
     Attributes:
         layers, heads, head_dim: shared by all experts.
         experts: one entry per expert.
-        remat: names of the points saved for the backward pass ("block_in", "attn_out", "mlp_hidden"); everything
-            between them is recomputed. None saves all activations.
+        remat: names of `POINTS` that are kept for the backward pass on the device; everything between them is
+            recomputed. None keeps all activations.
+        offload: names of `POINTS` that are kept in the memory of the host, from which they come back layer by layer.
+
+    Raises:
+        UserError: unknown names, or two places for one.
     """
 
     layers: int
@@ -92,6 +105,35 @@ class StackConfig:
     head_dim: int
     experts: tuple[ExpertKind, ...]
     remat: tuple[str, ...] | None = None
+    offload: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        kept = self.remat or ()
+        for name in (*kept, *self.offload):
+            if name not in POINTS:
+                near = difflib.get_close_matches(name, POINTS, n=1)
+                hint = f"did you mean '{near[0]}'?" if near else f"use some of {', '.join(POINTS)}"
+                raise UserError(f"remat and offload name points of a block, but there is no '{name}': {hint}")
+        if both := set(kept) & set(self.offload):
+            raise UserError(f"'{min(both)}' is in remat and in offload: keep it on the device or on the host")
+        if self.offload and self.remat is None:
+            raise UserError("offload without remat would keep everything twice: set remat=() to recompute the rest")
+
+    def rematerialised(self, layer: Layer) -> Layer:
+        """A layer of which the backward pass keeps what this configuration says."""
+        if self.remat is None:
+            return layer
+        policies = jax.checkpoint_policies
+        policy = policies.save_only_these_names(*self.remat)
+        if self.offload:
+            policy = policies.save_and_offload_only_these_names(
+                names_which_can_be_saved=list(self.remat),
+                names_which_can_be_offloaded=list(self.offload),
+                offload_src="device",
+                offload_dst="pinned_host",
+            )
+        rematerialised: Layer = jax.checkpoint(layer, policy=policy, prevent_cse=False)
+        return rematerialised
 
 
 class ExpertBlock(nn.Module):
@@ -156,7 +198,8 @@ class Block(nn.Module):
         memory = self.remember(conditions) if memory is None else memory
         tokens = {e: checkpoint_name(shard(x, "b n d"), "block_in") for e, x in tokens.items()}
         projected = [self.expert[str(e)].project(x, conditions[e], times[e]) for e, x in tokens.items()]
-        q, k, v = (shard(jnp.concatenate(parts, axis=1), "b n k h") for parts in zip(*projected, strict=True))
+        joined = (jnp.concatenate(parts, axis=1) for parts in zip(*projected, strict=True))
+        q, k, v = (checkpoint_name(shard(x, "b n k h"), "qkv") for x in joined)
         new = {"k": k, "v": v}
         every = new if cache is None else extended(cache, new, axis=1)
         attended = _split(attention(q, every["k"], every["v"], plan, ids), tokens)
@@ -231,10 +274,7 @@ def run_blocks(
         result: Any = block.apply({"params": params}, x, conditions, ids, plan, *rest)
         return result
 
-    if config.remat is not None:
-        policy = jax.checkpoint_policies.save_only_these_names(*config.remat)
-        layer = functools.partial(jax.checkpoint, policy=policy, prevent_cse=False)(layer)
-    return jax.lax.scan(layer, tokens, (blocks, cache, memory))
+    return jax.lax.scan(config.rematerialised(layer), tokens, (blocks, cache, memory))
 
 
 def remember(module: nn.Module, config: StackConfig, conditions: dict[int, Condition]) -> dict[int, Memory]:

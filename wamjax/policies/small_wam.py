@@ -51,7 +51,7 @@ class SmallWAMConfig:
         sampling_steps: Euler steps of each phase that leads to an action.
         imagination_steps: the same for video that is to be looked at. One step gives the mean of the possible
             futures, which has the least squared error; more give samples of them.
-        remat: saved points of the backward pass, see `StackConfig`.
+        remat, offload: points that the backward pass keeps, see `StackConfig`.
     """
 
     paradigm: str = "joint"
@@ -69,6 +69,7 @@ class SmallWAMConfig:
     sampling_steps: int = 6
     imagination_steps: int = 1
     remat: tuple[str, ...] | None = None
+    offload: tuple[str, ...] = ()
     kind: Literal["small_wam"] = "small_wam"
 
 
@@ -126,7 +127,8 @@ class SmallWAM:
     def network(self) -> StreamTransformer:
         """The trained network."""
         c = self.config
-        stack = StackConfig(c.layers, c.heads, c.width // c.heads, (Expert(c.width, c.mlp),), c.remat)
+        expert = Expert(c.width, c.mlp)
+        stack = StackConfig(c.layers, c.heads, c.width // c.heads, (expert,), c.remat, c.offload)
         return StreamTransformer(self.streams, stack)
 
     def plan(self, names: tuple[str, ...]) -> TokenPlan:

@@ -64,7 +64,7 @@ class WanDiTConfig:
         image_positions: learned positions of image tokens, for networks that read two images; 0 for none.
         frequencies: width of the noise level's sinusoid.
         patch: latent frames, rows and columns of a token.
-        remat: see `StackConfig`.
+        remat, offload: see `StackConfig`.
     """
 
     width: int
@@ -80,6 +80,7 @@ class WanDiTConfig:
     frequencies: int = 256
     patch: tuple[int, int, int] = (1, 2, 2)
     remat: tuple[str, ...] | None = None
+    offload: tuple[str, ...] = ()
 
     @property
     def pairs(self) -> tuple[int, int, int]:
@@ -90,7 +91,7 @@ class WanDiTConfig:
     def stack(self, precision: Precision = Precision()) -> StackConfig:
         """Shape of the blocks."""
         expert = WanExpert(self.width, self.mlp, bool(self.image), precision)
-        return StackConfig(self.layers, self.heads, self.width // self.heads, (expert,), self.remat)
+        return StackConfig(self.layers, self.heads, self.width // self.heads, (expert,), self.remat, self.offload)
 
     def products(self, tokens: int, prompt: bool = True) -> float:
         """Multiply-adds of a pass over so many tokens, without self-attention: weights, and cross-attention.
