@@ -1,4 +1,4 @@
-"""The optimizers, under a schedule of warm-up, constant part and decay."""
+"""The optimizers, under a schedule of warm-up, constant part and decay; in what numbers and where their state lies."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import optax
@@ -20,8 +21,9 @@ class OptimizerConfig:
     """An optimizer and its schedule.
 
     Attributes:
-        name: "adamw"; or "muon", which orthogonalises the updates of the stacked blocks' weight matrices and leaves
-            everything else to AdamW.
+        name: "adamw"; "muon", which orthogonalises the updates of the stacked blocks' weight matrices and leaves
+            everything else to AdamW; or "adafactor", which keeps a row and a column of second moments per matrix and
+            no first ones.
         learning_rate: the constant part of the schedule.
         warmup_steps: steps of linear warm-up from 0.
         warmup_fraction: the same as a share of the run; the longer of the two counts.
@@ -33,6 +35,9 @@ class OptimizerConfig:
         decayed: regular expressions for the ends of the paths (from the start of a name) of the parameters whose
             weights decay: by default weight matrices, adapters included.
         clip_norm: bound on the global gradient norm.
+        moments: numbers that first moments are kept in, "float32" or "bfloat16". Second moments stay in float32: what
+            a step adds to them is less than bfloat16 resolves when b2 is above 0.996, and they would stand still.
+        offload: whether the state lies in the memory of the host between steps, and comes to the device for an update.
         ema: decay of the moving average of parameters that evaluation uses; 0 keeps none and uses them as they are.
     """
 
@@ -49,6 +54,8 @@ class OptimizerConfig:
     weight_decay: float = 0.05
     decayed: tuple[str, ...] = ("kernel(/[ab])?",)
     clip_norm: float = 1.0
+    moments: str = "float32"
+    offload: bool = False
     ema: float = 0.998
 
     def __post_init__(self) -> None:
@@ -56,6 +63,11 @@ class OptimizerConfig:
             raise UserError(f"unknown train.optimizer.name '{self.name}': use one of {', '.join(OPTIMIZERS)}")
         if self.decay not in DECAYS:
             raise UserError(f"unknown train.optimizer.decay '{self.decay}': use one of {', '.join(DECAYS)}")
+        if self.moments not in MOMENTS:
+            raise UserError(f"unknown train.optimizer.moments '{self.moments}': use one of {', '.join(MOMENTS)}")
+
+
+MOMENTS = ("float32", "bfloat16")
 
 
 def _linear(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -84,17 +96,36 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     )
 
 
+class OnHost(optax.GradientTransformation):
+    """An optimizer whose state lies in the memory of the host between steps."""
+
+
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """The configured optimizer, with clipped gradients, for a run of `steps` steps."""
-    return optax.chain(
+    optimizer = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         OPTIMIZERS[config.name](config, schedule(config, steps)),
     )
+    return OnHost(optimizer.init, optimizer.update) if config.offload else optimizer
+
+
+def at_rest(optimizer: optax.GradientTransformation, shapes: Any, places: Any) -> Any:
+    """Where an optimizer's state lies between steps, from where an update needs it; counters stay on the device."""
+    if not isinstance(optimizer, OnHost):
+        return places
+    return jax.tree.map(lambda leaf, at: at.with_memory_kind("pinned_host") if leaf.ndim else at, shapes, places)
+
+
+def at_work(state: Any) -> Any:
+    """An optimizer's state on the device, inside the compiled step."""
+    host, device = jax.memory.Space.Host, jax.memory.Space.Device
+    return jax.tree.map(lambda x: jax.device_put(x, device) if jax.typeof(x).memory_space == host else x, state)
 
 
 def _adamw(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
     mask = functools.partial(_decayed, config)
-    return optax.adamw(rate, config.b1, config.b2, config.eps, weight_decay=config.weight_decay, mask=mask)
+    options: dict[str, Any] = {"weight_decay": config.weight_decay, "mask": mask, "mu_dtype": config.moments}
+    return optax.adamw(rate, config.b1, config.b2, config.eps, **options)
 
 
 def _muon(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
@@ -106,14 +137,26 @@ def _muon(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransf
         eps=config.eps,
         muon_weight_dimension_numbers=_stacked_kernels,
         consistent_rms=0.2,
+        mu_dtype=config.moments,
     )
-    decay = optax.add_decayed_weights(-config.weight_decay, functools.partial(_decayed, config))
-    return optax.chain(directions, decay, optax.scale_by_schedule(rate))
+    return optax.chain(directions, _decay(config), optax.scale_by_schedule(rate))
+
+
+def _adafactor(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
+    """Adafactor (arXiv 1804.04235) without its own rate: its updates, of unit size at most, follow the schedule."""
+    directions = (optax.scale_by_factored_rms(), optax.clip_by_block_rms(1.0), optax.scale(-1.0))
+    return optax.chain(*directions, _decay(config), optax.scale_by_schedule(rate))
+
+
+def _decay(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Decoupled decay, for directions that are still to be scaled by the rate."""
+    return optax.add_decayed_weights(-config.weight_decay, functools.partial(_decayed, config))
 
 
 OPTIMIZERS: Mapping[str, Callable[[OptimizerConfig, optax.Schedule], optax.GradientTransformation]] = {
     "adamw": _adamw,
     "muon": _muon,
+    "adafactor": _adafactor,
 }
 
 
