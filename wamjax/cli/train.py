@@ -92,8 +92,8 @@ def _train(args: argparse.Namespace, clock: Clock) -> bool:
         return True
     system = _experiment.system(experiment)
     policy = system.policy(experiment, system.shapes(experiment, store))
-    statistics = system.statistics(experiment, store, policy)
     mesh = make_mesh(experiment.mesh)
+    statistics = system.statistics(experiment, store, policy)
     frozen = system.frozen(experiment, store, policy, statistics, mesh)
     source = {"dataset": store.fingerprint, "frozen": fingerprint(frozen)}
     processes.agree(frozen_parameters=source["frozen"])
