@@ -169,11 +169,13 @@ class Cost:
     Attributes:
         flops: operations of all its rows.
         weights, cache: numbers read: parameters that are used, and keys and values known from before.
+        summed: numbers that are summed over devices where matrices are spread over several.
     """
 
     flops: Flops
     weights: float = 0.0
     cache: float = 0.0
+    summed: float = 0.0
 
 
 class Described(Protocol):
@@ -207,16 +209,17 @@ class Network:
 
     def cost(self, work: Work) -> Cost:
         """See `Described`."""
-        counts, flops, weights, cache, left = work.counts, Flops(), 0.0, 0.0, work.layers
+        counts, flops, weights, cache, summed, left = work.counts, Flops(), 0.0, 0.0, 0.0, work.layers
         for stack in self.stacks:
             layers = stack.layers if left is None else min(left, stack.layers)
             left = None if left is None else left - layers
             flops = flops + _blocks(stack, work, counts) * layers
             weights += layers * _weights(stack, work, counts)
             cache += layers * _cache(stack, work)
+            summed += layers * _summed(stack, work)
         beside = sum(m.products(counts) for m in self.matrices)
         weights += sum(m.parameters for m in self.matrices if m.products(counts))
-        return Cost((flops + Flops(matmul=2 * beside)) * work.rows, weights, cache * work.rows)
+        return Cost((flops + Flops(matmul=2 * beside)) * work.rows, weights, cache * work.rows, summed * work.rows)
 
 
 def _blocks(stack: Stack, work: Work, counts: Mapping[str, int]) -> Flops:
@@ -254,3 +257,11 @@ def _cache(stack: Stack, work: Work) -> int:
         if c.stream in work.known and work.computed(index)
     )
     return 2 * stack.read * (known + stack.attends * (work.plan.length - work.queries))
+
+
+def _summed(stack: Stack, work: Work) -> int:
+    """Numbers of tokens that a block's attentions and MLPs put out."""
+    return sum(
+        work.computed(index) * expert.width * (stack.attends + bool(expert.contexts) + 1)
+        for index, expert in enumerate(stack.experts)
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from typing import Literal
 
 from wamjax.compute.description import Context, Cost, Expert, Matrix, Network, Stack, Work
@@ -88,12 +89,12 @@ class Wan(Family):
     def network(self) -> Network:
         """The description."""
         d = self.width
-        embedded = self._condition(d, "text", "times")
-        embedded += (
+        embedded = (
+            *self._condition(d, "text", "times"),
             Matrix("patches", self.pixels * self.inputs, d, VIDEO),
             Matrix("head", d, self.pixels * self.outputs, PREDICTED),
         )
-        vectors, experts = 2 * d, (self._expert(d, self.mlp, bool(self.image)),)
+        vectors, experts = 2 * d, [self._expert(d, self.mlp, bool(self.image))]
         if self.image:
             embedded += (
                 Matrix("image", self.image, self.image, ("image",)),
@@ -101,13 +102,13 @@ class Wan(Family):
             )
             vectors += 2 * self.image + 2 * d
         if self.action_width:
-            experts += (self._expert(self.action_width, self.action_mlp, False),)
+            experts.append(self._expert(self.action_width, self.action_mlp, False))
             embedded += self._condition(self.action_width, "action text", "action times")
             embedded += (
                 Matrix("actions in", self.action, self.action_width, ("action",)),
                 Matrix("actions out", self.action_width, self.action, ("action",)),
             )
-        stack = Stack(self.layers, self.heads, d // self.heads, experts)
+        stack = Stack(self.layers, self.heads, d // self.heads, tuple(experts))
         return _with(Network((stack,), embedded, vectors), self.extra)
 
     def _expert(self, width: int, mlp: int, image: bool) -> Expert:
@@ -156,7 +157,7 @@ class Cosmos(Family):
         )
         contexts = (Context("text", self.context),)
         expert = Expert(d, 4 * d, bias=False, contexts=contexts, matrices=modulation, vectors=4 * (d // self.heads))
-        beside = (
+        beside: tuple[Matrix, ...] = (
             Matrix("patches", 4 * self.inputs, d, VIDEO, False),
             Matrix("head", d, 4 * self.outputs, PREDICTED, False),
             Matrix("times in", d, d, ("times",), False),
@@ -179,7 +180,6 @@ class Decoder(Family):
         head_norms: whether queries and keys have a norm. final: whether there is one after the blocks.
         biases: relative positions of every block, for each head.
         expert_width, expert_mlp: of a second expert; 0 for none. adaptive: whether its norms read the noise level.
-        alone: only the second expert, whose blocks are as the first's otherwise.
         extra: matrices beside these.
     """
 
@@ -204,7 +204,7 @@ class Decoder(Family):
     def network(self) -> Network:
         """The description."""
         norms = 2 * self.head_dim * self.head_norms + self.biases * self.heads
-        experts = (Expert(self.width, self.mlp, True, False, vectors=2 * self.width + norms),)
+        experts = [Expert(self.width, self.mlp, True, False, vectors=2 * self.width + norms)]
         beside: tuple[Matrix, ...] = ()
         vectors = self.final * self.width
         if self.vocabulary:
@@ -213,10 +213,10 @@ class Decoder(Family):
             w = self.expert_width
             adapted = (Matrix("norms", w, 3 * w, ("times",), True, 2),) if self.adaptive else ()
             scales = 0 if self.adaptive else 2 * w
-            experts += (Expert(w, self.expert_mlp, True, False, matrices=adapted, vectors=scales + norms),)
+            experts.append(Expert(w, self.expert_mlp, True, False, matrices=adapted, vectors=scales + norms))
             beside += (Matrix("last norm", w, 3 * w, ("times",)),) if self.adaptive else ()
             vectors += 0 if self.adaptive else self.final * w
-        stack = Stack(self.layers, self.heads, self.head_dim, experts, self.keys)
+        stack = Stack(self.layers, self.heads, self.head_dim, tuple(experts), self.keys)
         return _with(Network((stack,), beside, vectors), self.extra)
 
 
@@ -288,8 +288,9 @@ class CrossDiT(Family):
             Matrix("head modulation", d, 2 * d, ("times",)),
             Matrix("head", d, self.outputs, ("state", "future", "action")),
         )
-        stacks = Stack(self.pairs, self.heads, size, (looking,), attends=False), Stack(
-            self.pairs, self.heads, size, (seeing,)
+        stacks = (
+            Stack(self.pairs, self.heads, size, (looking,), attends=False),
+            Stack(self.pairs, self.heads, size, (seeing,)),
         )
         return _with(Network(stacks, beside), self.extra)
 
@@ -349,7 +350,7 @@ class WorldToAction(Family):
         beside = tuple(
             Matrix(f"{stream} encoder {i}", a, b, (stream,))
             for stream in times
-            for i, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False))
+            for i, (a, b) in enumerate(itertools.pairwise(sizes))
         )
         beside += (
             Matrix("times", d, d, times, True, 4),

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 
+from wamjax.nn.attention import LONG
 from wamjax.nn.tokens import TokenPlan
 from wamjax.policies.contract import Counted, Pass
 
@@ -63,24 +64,36 @@ def of_passes(passes: Iterable[Pass]) -> Flops:
     return total
 
 
-def executed(passes: Iterable[Pass]) -> Flops:
-    """What the passes of one sample run: the pairs that the TPU's kernel computes, and blocks that are recomputed."""
-    total = Flops()
+@dataclasses.dataclass(frozen=True)
+class Executed:
+    """What the passes of a sample run, in which `kernel` computes the pairs that the TPU's does, and `dense` all."""
+
+    kernel: float
+    dense: float
+
+
+def executed(passes: Iterable[Pass]) -> Executed:
+    """With blocks computed a second time in the backward pass, where activations are not kept."""
+    kernel, dense = 0.0, 0.0
     for one in passes:
-        once = forward(one.network, one.plan, one.queries)
-        run = kernel_pairs(one.plan, one.queries) / max(1, one.plan.pairs(one.queries))
         times = one.repeats * ((3 + (one.network.stack.remat is not None)) if one.trained else 1)
-        total = total + Flops(once.matmul, once.attention * run, once.attention_executed) * times
-    return total
+        once = forward(one.network, one.plan, one.queries)
+        computed = kernel_pairs(one.plan, one.queries) / max(1, one.plan.pairs(one.queries))
+        kernel += times * (once.matmul + once.attention * computed)
+        dense += times * once.executed
+    return Executed(kernel, dense)
 
 
 def kernel_pairs(plan: TokenPlan, queries: int | None = None) -> int:
-    """Pairs that run: the TPU kernel's, blocks and padding included; beside cached tokens all, as no kernel is used."""
+    """Pairs that run on a TPU: whole blocks of the kernel for long sequences; see `wamjax.nn.attention.attend`."""
+    count = plan.length if queries is None else queries
+    if plan.length < LONG:
+        return count * plan.length
+    if count < plan.length:
+        return count * plan.length if plan.causal else plan.pairs(count)
     from wamjax.nn.splash import executed_pairs
 
-    if queries is None or queries == plan.length:
-        return executed_pairs(plan)
-    return queries * plan.length
+    return executed_pairs(plan)
 
 
 def traced(function: Callable[..., Any], *shapes: Any) -> float:
@@ -95,9 +108,17 @@ def traced(function: Callable[..., Any], *shapes: Any) -> float:
     return _operations(jax.make_jaxpr(function)(*shapes).jaxpr)
 
 
-def _operations(program: Any) -> float:
+def program(function: Callable[..., Any], *shapes: Any) -> tuple[Flops, float]:
+    """A function's operations, and how many numbers of its arguments it reads."""
+    found = jax.make_jaxpr(function)(*shapes).jaxpr
+    used = {id(one) for step in found.eqns for one in step.invars}
+    read = sum(math.prod(one.aval.shape) for one in found.invars if id(one) in used)
+    return Flops(_operations(found)), float(read)
+
+
+def _operations(code: Any) -> float:
     total = 0.0
-    for step in program.eqns:
+    for step in code.eqns:
         name, out = step.primitive.name, step.outvars
         if name == "dot_general":
             (contracted, _), _ = step.params["dimension_numbers"]

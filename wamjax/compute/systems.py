@@ -243,12 +243,57 @@ class Acting:
 
 
 @dataclasses.dataclass(frozen=True)
+class Law:
+    """Milliseconds of a chunk as passes of a network and a rest: (steps + beside) * call + rest.
+
+    Attributes:
+        call, rest: milliseconds. beside: passes beside the steps'.
+    """
+
+    call: float
+    rest: float
+    beside: int
+
+    @classmethod
+    def through(cls, points: tuple[tuple[int, float], tuple[int, float]], beside: int) -> Law:
+        """The law through two measurements (steps, milliseconds)."""
+        (many, long), (few, short) = points
+        call = (long - short) / (many - few)
+        return cls(call, long - (many + beside) * call, beside)
+
+    def at(self, steps: int) -> float:
+        """Milliseconds with so many steps."""
+        return (steps + self.beside) * self.call + self.rest
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurements:
+    """Two times of a chunk that make a law.
+
+    Attributes:
+        points: (steps, milliseconds). beside: passes beside the steps'. run: what a pass is. chip: on what, each half.
+        source: who says so.
+    """
+
+    points: tuple[tuple[int, float], tuple[int, float]]
+    beside: int
+    run: str
+    chip: str
+    source: str
+
+    @property
+    def through(self) -> Law:
+        """The law."""
+        return Law.through(self.points, self.beside)
+
+
+@dataclasses.dataclass(frozen=True)
 class System:
     """A system of the field.
 
     Attributes:
         title: its name. paradigm: what it predicts. networks: its own, beside the shared ones.
-        runs: passes by name. recipes, acting: what it is for. source: where the numbers come from.
+        runs: passes by name. recipes, acting: what it is for. law: of its times, where two are published. source: where the numbers come from.
     """
 
     title: str
@@ -257,6 +302,7 @@ class System:
     networks: dict[str, AnyFamily] = dataclasses.field(default_factory=dict)
     recipes: tuple[Recipe, ...] = ()
     acting: tuple[Acting, ...] = ()
+    law: Measurements | None = None
     source: str = ""
     version: int = 1
 
@@ -272,11 +318,18 @@ class System:
 
     def _references(self) -> list[tuple[str, list[str]]]:
         recipes = [(f"recipe '{r.name}'", [*r.trained, *r.through, *r.frozen]) for r in self.recipes]
-        return recipes + [(f"acting '{a.name}'", [stage.run for stage in a.stages]) for a in self.acting]
+        law = [("law", [self.law.run])] if self.law else []
+        return recipes + law + [(f"acting '{a.name}'", [stage.run for stage in a.stages]) for a in self.acting]
 
     def network(self, name: str) -> AnyFamily:
         """One of its networks."""
         return self.networks[name] if name in self.networks else shared_networks()[name].family
+
+    @property
+    def trained(self) -> tuple[str, ...]:
+        """Networks that its first recipe trains or adapts; without a recipe, that of its first pass."""
+        runs = [run for one in self.recipes[:1] for run in (*one.trained, *one.through)] or list(self.runs)[:1]
+        return tuple(dict.fromkeys(self.runs[run].network for run in runs))
 
     def cost(self, run: str) -> Cost:
         """Of one of its passes."""

@@ -128,7 +128,7 @@ class TokenPlan:
             seen = sum(key.length for key, sees in zip(self.groups, self.visible[i], strict=True) if sees)
             total += asking * seen
             if group.causal and self.visible[i][i]:
-                total -= asking * (asking - 1) // 2  # the last token of the group sees all of it, the one before one less
+                total -= asking * (asking - 1) // 2  # the last token sees its whole group, the one before one less
         return total
 
 
