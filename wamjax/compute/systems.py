@@ -293,7 +293,8 @@ class System:
 
     Attributes:
         title: its name. paradigm: what it predicts. networks: its own, beside the shared ones.
-        runs: passes by name. recipes, acting: what it is for. law: of its times, where two are published. source: where the numbers come from.
+        runs: passes by name. recipes, acting: what it is for.
+        law: of its times, where two are published. source: where the numbers come from.
     """
 
     title: str

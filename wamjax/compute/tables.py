@@ -82,12 +82,11 @@ def recipe_table(rows: Sequence[Row]) -> list[str]:
 def throughput_table() -> list[str]:
     """Reported training speeds, and what they are by one count."""
     head = ["program", "chips", "reported TF/s", "counted TF/s a chip", "MFU", "why"]
-    body = [
-        [one.name, f"{one.chips} {one.chip}", number(one.reported, 4), number(one.rate / 1e12, 4), share(one.mfu)]
-        + [one.reason]
-        for one in publication().throughputs
-    ]
-    return table(head, body)
+    rows = []
+    for one in publication().throughputs:
+        counted = number(one.rate / 1e12, 4), share(one.mfu)
+        rows.append([one.name, f"{one.chips} {one.chip}", number(one.reported, 4), *counted, one.reason])
+    return table(head, rows)
 
 
 def networks_table(system: System) -> list[str]:
@@ -179,19 +178,19 @@ def chunk_table(stages: Sequence[costs.Timed]) -> list[str]:
 def measured_table(system: System, acting: Acting, wanted: Callable[[Any], bool] = bool) -> list[str]:
     """Published times of an action chunk beside the least possible ones."""
     head = ["measured on", "how", "steps", "ms", "least ms", "efficiency", "from"]
-    rows = []
+    rows: list[list[str]] = []
     for one in filter(wanted, acting.measured):
         least = 1e3 * costs.total(costs.chunk(system, acting, find_chip(one.chip), one.steps))[1]
         steps = str(one.steps or acting.steps)
         cells = [number(one.ms, 4), number(least), share(least / one.ms), one.source]
         rows.append([f"{one.devices} {one.chip}", one.how, steps, *cells])
-    return table(head, rows)
+    return table(head, rows) if rows else []
 
 
-def ways_table(chips: Sequence[str]) -> list[str]:
-    """All ways of acting of all systems: least milliseconds on every chip."""
+def ways_table(chips: Sequence[str], *wanted: str) -> list[str]:
+    """All ways of acting of systems, by default of all: least milliseconds on every chip."""
     rows = []
-    for name in systems.names():
+    for name in wanted or systems.names():
         system = systems.find(name)
         for acting in system.acting:
             each = [costs.total(costs.chunk(system, acting, find_chip(chip))) for chip in chips]
@@ -228,11 +227,10 @@ def systems_table() -> list[str]:
 
 def chips_table() -> list[str]:
     """All chips."""
-    rows = [
-        [name, number(c.flops / 1e12, 5), number(c.memory / 1e9), number(c.bandwidth / 1e9, 4)]
-        + [number(c.flops / c.bandwidth), number(c.links / 1e9 or None), c.source]
-        for name, c in CHIPS.items()
-    ]
+    rows = []
+    for name, c in CHIPS.items():
+        rates = number(c.flops / 1e12, 5), number(c.memory / 1e9), number(c.bandwidth / 1e9, 4)
+        rows.append([name, *rates, number(c.flops / c.bandwidth), number(c.links / 1e9 or None), c.source])
     return table(["chip", "bf16 TF/s", "GB", "GB/s", "FLOP/byte", "links GB/s", "from"], rows)
 
 
@@ -247,6 +245,6 @@ def law_lines(system: System) -> list[str]:
     points = " and ".join(f"{ms:g} ms at {steps} step{'s' * (steps > 1)}" for steps, ms in law.points)
     return [
         f"{points} ({law.source}): (steps + {through.beside}) x {through.call:.1f} ms + {through.rest:.1f} ms.",
-        f"A pass is {flops / 1e12:.1f} TF: {rate / 1e12:.0f} TF/s, {rate / chip.flops:.0%} of the peak of one {law.chip}; "
-        f"by the law 16 steps would take {through.at(16):,.0f} ms.",
+        f"A pass is {flops / 1e12:.1f} TF: {rate / 1e12:.0f} TF/s, {rate / chip.flops:.0%} of the peak of one {law.chip}.",
+        f"By the law 16 steps would take {through.at(16):,.0f} ms.",
     ]
