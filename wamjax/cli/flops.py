@@ -146,14 +146,20 @@ def _experiment(args: argparse.Namespace, experiment: Experiment, prices: Prices
         "executed on a TPU": found.executed,
         "executed without a kernel": found.program + found.frozen,
     }
+    tokens = sum(one.plan.length for one in passes)
+    run = (
+        f"{steps:,} steps of {batch}: {model / costs.ZETTA:.4g} Z, {tables.number(bill.chip_hours)} {args.chip}-hours "
+    )
+    run += (
+        f"at {prices.mfu:.0%} of the peak, {tables.number(bill.chip_hours / prices.chips / 24)} days on {prices.chips}"
+    )
+    run += f", {tables.number(bill.money)} in money" if bill.money is not None else ""
+    run += f", {tables.number(bill.energy)} kWh" if bill.energy is not None else ""
     lines = [
-        f"{experiment.name}: {found.parameters:,} parameters, {sum(one.plan.length for one in passes):,} tokens a sample",
+        f"{experiment.name}: {found.parameters:,} parameters, {tokens:,} tokens a sample",
         *tables.table(["of a sample", "TF"], [[name, tables.number(x / 1e12, 4)] for name, x in tera.items()]),
         "",
-        f"{steps:,} steps of {batch}: {model / costs.ZETTA:.4g} Z, {bill.chip_hours:,.3g} {args.chip}-hours at "
-        f"{prices.mfu:.0%} of the peak, {bill.chip_hours / prices.chips / 24:.3g} days on {prices.chips}"
-        + (f", {bill.money:,.0f} in money" if bill.money is not None else "")
-        + (f", {bill.energy:,.0f} kWh" if bill.energy is not None else ""),
+        run,
     ]
     if experiment.train.lora:
         lines.append("adapters are trained: the backward pass of a base that stays is counted as if it were trained")

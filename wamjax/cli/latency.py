@@ -90,7 +90,9 @@ def _experiment(args: argparse.Namespace, experiment: Any, chip: Chip) -> None:
     from wamjax.errors import UserError
 
     if args.steps or args.parts > 1:
-        raise UserError("an experiment has its own steps: change them with --set policy.sampling...; --parts is for systems")
+        raise UserError(
+            "an experiment has its own steps: change them with --set policy.sampling...; --parts is for systems"
+        )
     subject = _counted.build(args, experiment)
     stages = [costs.timed(name, times, cost, chip) for name, times, cost in _counted.chunk_costs(subject)]
     name = args.chip or "h100"

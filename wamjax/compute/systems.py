@@ -369,7 +369,6 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in (DATA / "systems").glob("*.json")))
 
 
-@functools.cache
 def find(name: str) -> System:
     """A system by its name, or of a user's file.
 
@@ -381,4 +380,9 @@ def find(name: str) -> System:
         return read(System, own)
     if name not in names():
         raise UserError(unknown("system", name, names()))
+    return _known(name)
+
+
+@functools.cache
+def _known(name: str) -> System:
     return read(System, DATA / "systems" / f"{name}.json")

@@ -28,12 +28,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return [lines[0], f"|{rule}|", *lines[1:]]
 
 
-NUMBER = re.compile(r"[-\d.,]+%?")
+NUMBER = re.compile(r"[-\d.,e]+%?")
 """What a column of numbers is made of."""
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """So many digits that count, without an exponent; empty for None."""
+    """So many digits that count; empty for None."""
     if value is None:
         return ""
     text = f"{value:.{digits}g}"
@@ -245,6 +245,6 @@ def law_lines(system: System) -> list[str]:
     points = " and ".join(f"{ms:g} ms at {steps} step{'s' * (steps > 1)}" for steps, ms in law.points)
     return [
         f"{points} ({law.source}): (steps + {through.beside}) x {through.call:.1f} ms + {through.rest:.1f} ms.",
-        f"A pass is {flops / 1e12:.1f} TF: {rate / 1e12:.0f} TF/s, {rate / chip.flops:.0%} of the peak of one {law.chip}.",
+        f"A pass is {flops / 1e12:.1f} TF: {rate / 1e12:.0f} TF/s, {rate / chip.flops:.0%} of a {law.chip}'s peak.",
         f"By the law 16 steps would take {through.at(16):,.0f} ms.",
     ]
