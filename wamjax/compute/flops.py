@@ -64,26 +64,6 @@ def of_passes(passes: Iterable[Pass]) -> Flops:
     return total
 
 
-@dataclasses.dataclass(frozen=True)
-class Executed:
-    """What the passes of a sample run, in which `kernel` computes the pairs that the TPU's does, and `dense` all."""
-
-    kernel: float
-    dense: float
-
-
-def executed(passes: Iterable[Pass]) -> Executed:
-    """With blocks computed a second time in the backward pass, where activations are not kept."""
-    kernel, dense = 0.0, 0.0
-    for one in passes:
-        times = one.repeats * ((3 + (one.network.stack.remat is not None)) if one.trained else 1)
-        once = forward(one.network, one.plan, one.queries)
-        computed = kernel_pairs(one.plan, one.queries) / max(1, one.plan.pairs(one.queries))
-        kernel += times * (once.matmul + once.attention * computed)
-        dense += times * once.executed
-    return Executed(kernel, dense)
-
-
 def kernel_pairs(plan: TokenPlan, queries: int | None = None) -> int:
     """Pairs that run on a TPU: whole blocks of the kernel for long sequences; see `wamjax.nn.attention.attend`."""
     count = plan.length if queries is None else queries

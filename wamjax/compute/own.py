@@ -9,7 +9,8 @@ from typing import Any
 import jax
 
 from wamjax.compute.description import Cost
-from wamjax.compute.flops import Flops, executed, forward, of_passes, parameter_count, program, traced
+from wamjax.compute.executed import executed
+from wamjax.compute.flops import Flops, forward, kernel_pairs, of_passes, parameter_count, program, traced
 from wamjax.policies.contract import Params, Policy, Stage
 
 
@@ -48,7 +49,7 @@ def counts(policy: Policy, frozen: Params, batch: Mapping[str, Any]) -> Counts:
     return Counts(
         parameter_count(params),
         of_passes(passes),
-        executed(passes).kernel + encoders,
+        executed(passes, kernel_pairs).executed + encoders,
         encoders,
         traced(jax.grad(loss), params, frozen, encoded, draws),
     )

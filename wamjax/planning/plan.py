@@ -8,7 +8,8 @@ from collections import defaultdict
 from typing import Any
 
 from wamjax.compute.costs import bounds
-from wamjax.compute.flops import executed, kernel_pairs, of_passes
+from wamjax.compute.executed import executed
+from wamjax.compute.flops import kernel_pairs, of_passes
 from wamjax.planning.program import Program, compile_step
 from wamjax.planning.program_text import collectives, float32_products, kernels
 from wamjax.planning.topology import Topology
@@ -84,7 +85,8 @@ def plan(
     mesh = make_mesh(mesh_config, topology.devices())
     sizes = {name: int(size) for name, size in mesh.shape.items()}
     passes = learner.passes("train")
-    model, run = config.batch_size * of_passes(passes).total, config.batch_size * executed(passes).kernel
+    model = of_passes(passes).total * config.batch_size
+    run = executed(passes, kernel_pairs).executed * config.batch_size
     limit, program, error = int(topology.chip.memory), None, ""
     try:
         program = compile_step(learner, encoded, frozen, config, mesh, rules)
