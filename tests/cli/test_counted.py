@@ -71,8 +71,47 @@ def test_a_system_of_ones_own(capsys, tmp_path):
     system["runs"]["LIBERO"]["network"] = "cosmos-predict-2b"
     own.write_text(json.dumps(system))
     assert "did you mean cosmos-predict2-2b" in refused(capsys, "flops", str(own))
+    system["runs"]["LIBERO"] = {
+        "network": "cosmos-predict2-2b",
+        "sequence": {"kind": "groups", "tokens": {"video": 9}, "computed": ["vido"]},
+    }
+    own.write_text(json.dumps(system))
+    assert "unknown group 'vido': did you mean video?" in refused(capsys, "flops", str(own))
     own.write_text("{")
     assert "not valid JSON" in refused(capsys, "flops", str(own))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"recipes": [{"name": "r", "batch": 3}]}, "needs batch and steps, or tokens and trained passes"),
+        (
+            {"recipes": [{"name": "r", "batch": 3, "steps": 1, "trained": {"pas": 1}}]},
+            "unknown run 'pas': did you mean pass?",
+        ),
+        ({"runs": {"clip": {"network": "wan-vae-2.1", "clip": [7, 64, 64]}}}, "give 4 n or 4 n + 1 frames"),
+        (
+            {
+                "runs": {
+                    "b": {
+                        "network": "gemma-2b",
+                        "sequence": {"kind": "groups", "tokens": {"x": 1, "y": 1}, "experts": {"x": 1}},
+                    }
+                }
+            },
+            "neighbours",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said(capsys, tmp_path, change, says):
+    base = {
+        "title": "Mine",
+        "paradigm": "VLA",
+        "runs": {"pass": {"network": "gemma-2b", "sequence": {"kind": "groups", "tokens": {"x": 9}}}},
+    }
+    own = tmp_path / "mine.json"
+    own.write_text(json.dumps(base | change))
+    assert says in refused(capsys, "flops", str(own))
 
 
 def test_latency_stands_beside_what_was_measured_and_the_law(capsys):
@@ -84,7 +123,8 @@ def test_latency_stands_beside_what_was_measured_and_the_law(capsys):
     )
     found = json.loads(said(capsys, "latency", "dreamzero-14b", "--chip", "v5p", "--steps", "4", "--json"))
     assert sum(one["seconds"] for one in found["4 steps on two"]) == pytest.approx(0.637, rel=0.03)
-    assert " v5p |" in said(capsys, "latency", "fast-wam")
+    rows = said(capsys, "latency", "fast-wam").splitlines()
+    assert next(row for row in rows if row.startswith("| v5p")).split("|")[2].strip() == "12.4"
 
 
 def test_an_experiment_is_counted_and_its_programs_are_read(capsys):

@@ -13,6 +13,7 @@ from typing import Literal
 
 from wamjax.compute.description import Context, Cost, Expert, Matrix, Network, Stack, Work
 from wamjax.compute.flops import Flops, parameter_count, traced
+from wamjax.errors import UserError
 
 VIDEO = ("video", "clean", "noisy", "first", "future")
 """Streams of latent frames."""
@@ -409,6 +410,10 @@ class WanCodec(Family):
     def cost(self, work: Work) -> Cost:
         """See `Described`."""
         frames, *size = work.clip
+        if frames < 1 or frames % 4 > 1 or any(side < 16 or side % 16 for side in size):
+            raise UserError(
+                f"a clip of {'x'.join(map(str, work.clip))}: give 4 n or 4 n + 1 frames, and sides of 16 n pixels"
+            )
         operations = traced_codec(self.version, (frames + (frames % 4 == 0), *size), work.decode)
         if frames % 4 == 0:
             operations -= traced_codec(self.version, (1, *size), work.decode)

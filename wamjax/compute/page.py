@@ -126,7 +126,7 @@ def passes() -> list[str]:
         for run in system.runs:
             cost = system.cost(run)
             flops = cost.flops
-            row = [f"{system.title}: {run}", number(flops.total / 1e12, 4), f"{flops.attention / flops.total:.1%}"]
+            row = [f"{system.title}: {run}", number(flops.total / 1e12, 4), tables.part(flops.attention, flops.total)]
             rows.append([*row, number(costs.BYTES * (cost.weights + cost.cache) / 1e9)])
     return tables.table(["pass", "TF", "attention", "read GB"], rows)
 
