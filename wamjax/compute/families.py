@@ -22,24 +22,6 @@ PREDICTED = ("video", "noisy", "future")
 """Those that a head reads."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Extra:
-    """A matrix beside a family's own; see `Matrix`."""
-
-    name: str
-    inputs: int
-    outputs: int
-    streams: tuple[str, ...] = ()
-    bias: bool = True
-    copies: int = 1
-    alternatives: int = 1
-
-
-def _with(network: Network, extra: tuple[Extra, ...]) -> Network:
-    added = tuple(Matrix(**dataclasses.asdict(one)) for one in extra)
-    return dataclasses.replace(network, matrices=network.matrices + added)
-
-
 class Family:
     """Dimensions that describe a network."""
 
@@ -83,7 +65,7 @@ class Wan(Family):
     action_width: int = 0
     action_mlp: int = 0
     action: int = 0
-    extra: tuple[Extra, ...] = ()
+    extra: tuple[Matrix, ...] = ()
     kind: Literal["wan"] = "wan"
 
     @functools.cached_property
@@ -110,7 +92,7 @@ class Wan(Family):
                 Matrix("actions out", self.action_width, self.action, ("action",)),
             )
         stack = Stack(self.layers, self.heads, d // self.heads, tuple(experts))
-        return _with(Network((stack,), embedded, vectors), self.extra)
+        return Network((stack,), (*embedded, *self.extra), vectors)
 
     def _expert(self, width: int, mlp: int, image: bool) -> Expert:
         """Its vectors: norms of queries and keys (twice, thrice with an image), of the cross-attention, modulation."""
@@ -198,7 +180,7 @@ class Decoder(Family):
     expert_width: int = 0
     expert_mlp: int = 0
     adaptive: bool = False
-    extra: tuple[Extra, ...] = ()
+    extra: tuple[Matrix, ...] = ()
     kind: Literal["decoder"] = "decoder"
 
     @functools.cached_property
@@ -218,7 +200,7 @@ class Decoder(Family):
             beside += (Matrix("last norm", w, 3 * w, ("times",)),) if self.adaptive else ()
             vectors += 0 if self.adaptive else self.final * w
         stack = Stack(self.layers, self.heads, self.head_dim, tuple(experts), self.keys)
-        return _with(Network((stack,), beside, vectors), self.extra)
+        return Network((stack,), (*beside, *self.extra), vectors)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -244,7 +226,7 @@ class Vision(Family):
     outer: int = 1
     block_vectors: int = 0
     vectors: int = 0
-    extra: tuple[Extra, ...] = ()
+    extra: tuple[Matrix, ...] = ()
     kind: Literal["vision"] = "vision"
 
     @functools.cached_property
@@ -254,7 +236,7 @@ class Vision(Family):
         expert = Expert(d, self.mlp, vectors=4 * d + self.block_vectors)
         patches = Matrix("patches", self.channels * self.patch**2, d, ("image",), self.patch_bias)
         stack = Stack(self.layers, self.heads, d // self.heads, (expert,))
-        return _with(Network((stack,), (patches,), (self.positions + 2 * self.outer) * d + self.vectors), self.extra)
+        return Network((stack,), (patches, *self.extra), (self.positions + 2 * self.outer) * d + self.vectors)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -273,7 +255,7 @@ class CrossDiT(Family):
     features: int
     outputs: int
     frequencies: int = 256
-    extra: tuple[Extra, ...] = ()
+    extra: tuple[Matrix, ...] = ()
     kind: Literal["cross_dit"] = "cross_dit"
 
     @functools.cached_property
@@ -293,7 +275,7 @@ class CrossDiT(Family):
             Stack(self.pairs, self.heads, size, (looking,), attends=False),
             Stack(self.pairs, self.heads, size, (seeing,)),
         )
-        return _with(Network(stacks, beside), self.extra)
+        return Network(stacks, (*beside, *self.extra))
 
 
 @dataclasses.dataclass(frozen=True)
