@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wamjax.cli._experiment import Experiment
+    from wamjax.compute.costs import Bill
     from wamjax.compute.systems import System
     from wamjax.compute.tables import Prices
 
@@ -134,33 +135,37 @@ def _experiment(args: argparse.Namespace, experiment: Experiment, prices: Prices
     from wamjax.compute import costs, tables
 
     subject = _counted.build(args, experiment)
-    found, passes = _counted.training_counts(subject), subject.policy.passes("train")
+    found = _counted.training_counts(subject)
     batch, steps = args.batch or experiment.train.batch_size, args.steps or experiment.train.steps
-    model = found.model.total * batch * steps
-    bill = costs.bill(model, prices.chip, prices.mfu, prices.price, prices.watts)
-    tera = {
+    bill = costs.bill(found.model.total * batch * steps, prices.chip, prices.mfu, prices.price, prices.watts)
+    unit, size = ("TF", 1e12) if found.model.total > 1e12 else ("GF", 1e9)
+    rows = {
         "model: forward and backward": found.model.total,
-        "  products with weights": found.model.matmul,
-        "  attention, visible pairs": found.model.attention,
+        "of it products with weights": found.model.matmul,
+        "of it attention, visible pairs": found.model.attention,
         "frozen encoders": found.frozen,
         "executed on a TPU": found.executed,
         "executed without a kernel": found.program + found.frozen,
     }
-    tokens = sum(one.plan.length for one in passes)
-    run = (
-        f"{steps:,} steps of {batch}: {model / costs.ZETTA:.4g} Z, {tables.number(bill.chip_hours)} {args.chip}-hours "
-    )
-    run += (
-        f"at {prices.mfu:.0%} of the peak, {tables.number(bill.chip_hours / prices.chips / 24)} days on {prices.chips}"
-    )
-    run += f", {tables.number(bill.money)} in money" if bill.money is not None else ""
-    run += f", {tables.number(bill.energy)} kWh" if bill.energy is not None else ""
+    tokens = sum(one.plan.length for one in subject.policy.passes("train"))
     lines = [
         f"{experiment.name}: {found.parameters:,} parameters, {tokens:,} tokens a sample",
-        *tables.table(["of a sample", "TF"], [[name, tables.number(x / 1e12, 4)] for name, x in tera.items()]),
+        *tables.table(["of a sample", unit], [[name, tables.number(x / size, 4)] for name, x in rows.items()]),
         "",
-        run,
+        *_run_lines(args, bill, found.model.total * batch * steps, f"{steps:,} steps of {batch}"),
     ]
     if experiment.train.lora:
         lines.append("adapters are trained: the backward pass of a base that stays is counted as if it were trained")
     _show(args, dataclasses.asdict(found) | {"batch": batch, "steps": steps} | dataclasses.asdict(bill), lines)
+
+
+def _run_lines(args: argparse.Namespace, bill: Bill, operations: float, run: str) -> list[str]:
+    """What a whole run costs, in words."""
+    from wamjax.compute import costs, tables
+
+    much = f"{operations / costs.ZETTA:.4g} Z" if operations > 1e18 else f"{operations:.3g} operations"
+    days = f"{tables.number(bill.chip_hours / args.chips / 24)} days on {args.chips}"
+    costly = f", {tables.number(bill.money)} in money" if bill.money is not None else ""
+    costly += f", {tables.number(bill.energy)} kWh" if bill.energy is not None else ""
+    hours = f"{tables.number(bill.chip_hours)} {args.chip}-hours at {args.mfu:.0%} of the peak"
+    return [f"{run}: {much}, {hours}, {days}{costly}"]

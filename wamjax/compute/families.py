@@ -45,7 +45,7 @@ class Wan(Family):
     """Wan's diffusion transformer, as `WanDiTConfig` has it; with a second, narrower expert, Fast-WAM's.
 
     Attributes:
-        width, mlp, heads, layers, inputs, outputs, text, image, frequencies: as of `WanDiTConfig`.
+        width, mlp, heads, layers, inputs, outputs, text, image, image_positions, frequencies: as of `WanDiTConfig`.
         pixels: latent pixels of a token.
         action_width, action_mlp: of an expert for actions, which keeps the heads; 0 for none.
         action: numbers of an action, where there is that expert.
@@ -60,6 +60,7 @@ class Wan(Family):
     outputs: int = 16
     text: int = 4096
     image: int = 0
+    image_positions: int = 0
     frequencies: int = 256
     pixels: int = 4
     action_width: int = 0
@@ -83,7 +84,7 @@ class Wan(Family):
                 Matrix("image", self.image, self.image, ("image",)),
                 Matrix("image to width", self.image, d, ("image",)),
             )
-            vectors += 2 * self.image + 2 * d
+            vectors += (2 + self.image_positions) * self.image + 2 * d
         if self.action_width:
             experts.append(self._expert(self.action_width, self.action_mlp, False))
             embedded += self._condition(self.action_width, "action text", "action times")
