@@ -151,3 +151,11 @@ def test_mistakes_are_one_line_with_the_nearest_names(capsys):
     assert "name a system" in refused(capsys, "latency")
     assert "--set changes an experiment" in refused(capsys, "flops", "fast-wam", "--set", "a=1")
     assert "give its folder as --data" in refused(capsys, "flops", str(ROOT / "configs" / "metaworld_joint.py"))
+
+
+def test_an_experiment_may_take_its_sizes_from_a_dataset(capsys, dataset):
+    joint = str(ROOT / "configs" / "metaworld_joint.py")
+    found = json.loads(said(capsys, "flops", joint, "--data", str(dataset), "--json"))
+    assert 0 < found["model"]["attention"] < found["model"]["matmul"] < found["program"]
+    text = said(capsys, "latency", joint, "--data", str(dataset), "--chip", "v5e")
+    assert "of language, state, observation, video, action" in text

@@ -84,7 +84,8 @@ def build(args: argparse.Namespace, experiment: Experiment) -> Subject:
     store, system = EpisodeStore(args.data), _experiment.system(experiment)
     policy = system.policy(experiment, system.shapes(experiment, store))
     batch = next(system.loader(experiment, store, policy)(0, [0]))
-    return Subject(policy, system.frozen(experiment, store, policy), batch)
+    statistics = system.statistics(experiment, store, policy)
+    return Subject(policy, system.frozen(experiment, store, policy, statistics), batch)
 
 
 def training_counts(found: Subject) -> Counts:
