@@ -146,6 +146,7 @@ def test_mistakes_are_one_line_with_the_nearest_names(capsys):
     assert "did you mean 'policy.network.state'?" in refused(capsys, "flops", SMALL, "--set", "policy.network.stat=3")
     assert "did you mean 'dreamzero_small.py'?" in refused(capsys, "flops", SMALL.replace("small", "smal"))
     assert "no file" in refused(capsys, "latency", "nothing.json", "--chip", "h100")
+    assert "must be at least 1" in refused(capsys, "flops", "fast-wam", "--batch", "0")
     assert "--mfu 2.0" in refused(capsys, "flops", "fast-wam", "--mfu", "2")
     assert "no published way" in refused(capsys, "latency", "wan-14b", "--chip", "h100")
     assert "name a system" in refused(capsys, "latency")

@@ -18,6 +18,7 @@ from wamjax.errors import UserError
 from wamjax.policies.contract import Params, Policy
 from wamjax.policies.dreamzero import stages
 from wamjax.policies.dreamzero.config import DreamZeroConfig
+from wamjax.policies.dreamzero.policy import DreamZero
 
 
 def add_subject_arguments(parser: argparse.ArgumentParser) -> None:
@@ -75,8 +76,8 @@ def build(args: argparse.Namespace, experiment: Experiment) -> Subject:
         import numpy as np
 
         policy: Any = _experiment.policy_without_data(experiment, args.frame)
-        size = (4, policy.latent_size[0] * policy.config.frames.factor, policy.latent_size[1])
-        frames = np.random.default_rng(0).integers(0, 256, (*size[:2], size[1], 3), np.uint8)
+        (rows, columns, _), factor = policy.latent_size, policy.config.frames.factor
+        frames = np.random.default_rng(0).integers(0, 256, (4, factor * rows, factor * columns, 3), np.uint8)
         frozen = policy.freeze(frames, stages.statistics(policy), stages.pretrained_shapes(policy))
         return Subject(policy, frozen, stages.batch(policy, 1))
     if not args.data:
@@ -98,7 +99,7 @@ def chunk_costs(found: Subject) -> list[tuple[str, float, Any]]:
     import jax
 
     policy: Any = found.policy
-    if not hasattr(policy, "embodiment"):
+    if not isinstance(policy, DreamZero):
         return passes_of(policy)
     params, b = jax.eval_shape(policy.init, jax.random.key(0)), found.batch
     seen = {"frames": b["frames"][:, :, 0], "language": b["language"], "state": b["state"][:, 0]}

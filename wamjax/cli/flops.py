@@ -69,8 +69,10 @@ def _prices(args: argparse.Namespace) -> Prices:
     from wamjax.compute.tables import Prices
     from wamjax.errors import UserError
 
-    if not 0 < args.mfu <= 1 or args.chips < 1:
-        raise UserError(f"--mfu {args.mfu} --chips {args.chips}: a share between 0 and 1, and at least one chip")
+    if not 0 < args.mfu <= 1:
+        raise UserError(f"--mfu {args.mfu}: give the share of the peak that is reached, between 0 and 1")
+    if min(args.chips, *(given for given in (args.batch, args.steps) if given is not None), 1) < 1:
+        raise UserError("--chips, --batch and --steps must be at least 1")
     return Prices(find_chip(args.chip, args.chips_file), args.chips, args.mfu, args.price, args.watts)
 
 
@@ -91,6 +93,8 @@ def _published(args: argparse.Namespace) -> None:
 
     post, recipes = published.post_rows(), published.recipe_rows()
     data = {"post": [dataclasses.asdict(row) for row in post], "recipes": [dataclasses.asdict(row) for row in recipes]}
+    speeds = published.publication().throughputs
+    data["throughputs"] = [dataclasses.asdict(one) | {"rate": one.rate, "mfu": one.mfu} for one in speeds]
     lines = [
         f"{published.publication().source}. Z: 1e21 operations.",
         "formula: 6 N T as the post takes it; derived: forward and backward of all products and visible pairs;",
@@ -119,7 +123,11 @@ def _system(args: argparse.Namespace, system: System, prices: Prices) -> None:
 
     runs = {name: dataclasses.asdict(system.cost(name)) for name in system.runs}
     networks = {run.network: system.network(run.network).parameters for run in system.runs.values()}
-    trainings = {one.name: dataclasses.asdict(costs.training(system, one)) for one in system.recipes}
+    trainings = {}
+    for one in system.recipes:
+        found = costs.training(system, one)
+        bill = costs.bill(found.zetta[0] * costs.ZETTA, prices.chip, prices.mfu, prices.price, prices.watts)
+        trainings[one.name] = dataclasses.asdict(found) | dataclasses.asdict(bill)
     lines = [f"{system.title} ({system.paradigm}): {system.source}", "", *tables.networks_table(system)]
     lines += ["", *tables.runs_table(system)]
     if system.recipes:

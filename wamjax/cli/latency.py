@@ -87,8 +87,9 @@ def _system(args: argparse.Namespace, system: System, chip: Chip) -> None:
         stages = costs.chunk(system, acting, chip, args.steps, args.parts)
         data[acting.name] = [dataclasses.asdict(one) | {"seconds": one.seconds} for one in stages]
         lines += ["", _title(acting, args), *tables.chunk_table(stages)]
-        if acting.measured and not args.steps and args.parts == 1:
-            lines += ["", *tables.measured_table(system, acting, lambda one: one.chip == args.chip)]
+        measured = tables.measured_table(system, acting, args.chip)
+        if measured and not args.steps and args.parts == 1:
+            lines += ["", *measured]
     law = tables.law_lines(system) if system.law and args.chip == system.law.chip else []
     if law and system.law and args.steps:
         law.append(f"With {args.steps} steps: {system.law.through.at(args.steps):,.0f} ms by the law.")

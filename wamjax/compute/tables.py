@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from wamjax.compute import costs, systems
 from wamjax.compute.chips import CHIPS, Chip, find_chip
@@ -181,11 +180,11 @@ def chunk_table(stages: Sequence[costs.Timed]) -> list[str]:
     return table(head, rows)
 
 
-def measured_table(system: System, acting: Acting, wanted: Callable[[Any], bool] = bool) -> list[str]:
-    """Published times of an action chunk beside the least possible ones."""
+def measured_table(system: System, acting: Acting, chip: str) -> list[str]:
+    """Published times of an action chunk on a chip beside the least possible ones; nothing where there are none."""
     head = ["measured on", "how", "steps", "ms", "least ms", "efficiency", "from"]
     rows: list[list[str]] = []
-    for one in filter(wanted, acting.measured):
+    for one in (one for one in acting.measured if one.chip == chip):
         least = 1e3 * costs.total(costs.chunk(system, acting, find_chip(one.chip), one.steps))[1]
         steps = str(one.steps or acting.steps)
         cells = [number(one.ms, 4), number(least), share(least / one.ms), one.source]
