@@ -93,8 +93,9 @@ def _published(args: argparse.Namespace) -> None:
 
     post, recipes = published.post_rows(), published.recipe_rows()
     data = {"post": [dataclasses.asdict(row) for row in post], "recipes": [dataclasses.asdict(row) for row in recipes]}
-    speeds = published.publication().throughputs
-    data["throughputs"] = [dataclasses.asdict(one) | {"rate": one.rate, "mfu": one.mfu} for one in speeds]
+    known = published.publication()
+    data["throughputs"] = [dataclasses.asdict(one) | {"rate": one.rate, "mfu": one.mfu} for one in known.throughputs]
+    data["latencies"] = [dataclasses.asdict(one) | {"least": one.least[1]} for one in known.latencies]
     lines = [
         f"{published.publication().source}. Z: 1e21 operations.",
         "formula: 6 N T as the post takes it; derived: forward and backward of all products and visible pairs;",
@@ -106,6 +107,9 @@ def _published(args: argparse.Namespace) -> None:
         "",
         "Training speeds of Wan-14B, as reported and by one count:",
         *tables.throughput_table(),
+        "",
+        "Latencies of the post:",
+        *tables.latency_table(),
     ]
     _show(args, data, lines)
 

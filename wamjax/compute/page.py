@@ -74,7 +74,7 @@ def chunks() -> list[str]:
     ):
         flops, seconds = costs.total(_chunk(name, way))
         title = f"{systems.find(name).title}: {way}"
-        rows.append([title, number(flops / 1e12), number(flops / base), number(1e3 * seconds)])
+        rows.append([title, number(flops / 1e12, 4), number(flops / base), number(1e3 * seconds, 4)])
     return tables.table(["chunk", "TF", "times Pi-0.5", "least ms on an H100"], rows)
 
 
@@ -115,7 +115,7 @@ def parameters() -> list[str]:
         [name, f"{one.family.parameters:,}", f"{one.stated:,}" if one.stated else "", one.source]
         for name, one in systems.shared_networks().items()
     ]
-    return tables.table(["network", "parameters", "as counted by others", "from"], rows)
+    return tables.table(["network", "parameters", "as counted elsewhere", "from"], rows)
 
 
 def passes() -> list[str]:
@@ -146,6 +146,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "law_picture": _picture("compute_law"),
     "post": _lines(lambda: tables.published_table(published.post_rows())),
     "recipes": _lines(lambda: tables.recipe_table(published.recipe_rows())),
+    "latencies": _lines(tables.latency_table),
     "throughputs": _lines(tables.throughput_table),
     "factors": factors,
     "break_even": break_even,

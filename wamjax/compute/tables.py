@@ -83,6 +83,17 @@ def recipe_table(rows: Sequence[Row]) -> list[str]:
     return table(head, body)
 
 
+def latency_table() -> list[str]:
+    """Claims about action chunks beside their operations and least times."""
+    head = ["chunk", "on", "published ms", "TF", "least ms", "least/publ.", "why"]
+    rows = []
+    for one in publication().latencies:
+        flops, least = one.least
+        cells = [number(one.printed), number(flops / 1e12), number(least), share(least / one.printed)]
+        rows.append([one.name, one.chip, *cells, one.reason])
+    return table(head, rows)
+
+
 def throughput_table() -> list[str]:
     """Reported training speeds, and what they are by one count."""
     head = ["program", "chips", "reported TF/s", "counted TF/s a chip", "MFU", "why"]
