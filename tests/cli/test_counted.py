@@ -135,6 +135,12 @@ def test_an_experiment_is_counted_and_its_programs_are_read(capsys):
     # The program also embeds texts and noise levels, and encodes actions: little, but not nothing at this size.
     assert 1.2 * model < found["program"] < 2 * model
     assert found["money"] == pytest.approx(found["chip_hours"])
+    # Adapters need no products for their base's weights; blocks are computed again, so it is 3 passes' worth of 4.
+    low = json.loads(said(capsys, "flops", SMALL, "--json", "--set", "train.lora={'rank': 1}"))
+    assert low["parameters"] < 0.05 * found["parameters"]
+    assert low["model"]["matmul"] == pytest.approx(2 / 3 * found["model"]["matmul"])
+    assert low["program"] == pytest.approx(3 / 4 * found["program"], rel=0.1)
+    assert low["executed"] == pytest.approx(3 / 4 * found["executed"], rel=0.05)
     text = said(capsys, "latency", SMALL, "--chip", "v5e")
     assert "| denoise, one run" in text
     assert "| prefill" in text
@@ -156,7 +162,7 @@ def test_mistakes_are_one_line_with_the_nearest_names(capsys):
 
 def test_an_experiment_may_take_its_sizes_from_a_dataset(capsys, dataset):
     joint = str(ROOT / "configs" / "metaworld_joint.py")
-    found = json.loads(said(capsys, "flops", joint, "--data", str(dataset), "--json"))
-    assert 0 < found["model"]["attention"] < found["model"]["matmul"] < found["program"]
-    text = said(capsys, "latency", joint, "--data", str(dataset), "--chip", "v5e")
-    assert "of language, state, observation, video, action" in text
+    found = json.loads(said(capsys, "latency", joint, "--data", str(dataset), "--chip", "v5e", "--json"))
+    assert [one["times"] for one in found] == [1, 6]
+    assert found[1]["name"].endswith("of language, state, observation, video, action")
+    assert found[1]["cost"]["cache"] > 0

@@ -19,6 +19,7 @@ from wamjax.policies.contract import Params, Policy
 from wamjax.policies.dreamzero import stages
 from wamjax.policies.dreamzero.config import DreamZeroConfig
 from wamjax.policies.dreamzero.policy import DreamZero
+from wamjax.training.lora import Adapted, LoRAConfig, split
 
 
 def add_subject_arguments(parser: argparse.ArgumentParser) -> None:
@@ -89,9 +90,16 @@ def build(args: argparse.Namespace, experiment: Experiment) -> Subject:
     return Subject(policy, system.frozen(experiment, store, policy, statistics), batch)
 
 
-def training_counts(found: Subject) -> Counts:
-    """What training on a sample computes."""
-    return counts(found.policy, found.frozen, found.batch)
+def training_counts(found: Subject, lora: LoRAConfig | None) -> Counts:
+    """What training on a sample computes, of all parameters or of adapters."""
+    import jax
+
+    if lora is None:
+        return counts(found.policy, found.frozen, found.batch)
+    key, name = jax.random.key(0), "base"
+    base = jax.eval_shape(lambda: split(found.policy.init(key), lora, key)[1])
+    frozen = {"policy": found.frozen, "base": {name: base}}
+    return counts(Adapted(found.policy, lora, name), frozen, found.batch, adapters=True)
 
 
 def chunk_costs(found: Subject) -> list[tuple[str, float, Any]]:

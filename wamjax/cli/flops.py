@@ -147,7 +147,7 @@ def _experiment(args: argparse.Namespace, experiment: Experiment, prices: Prices
     from wamjax.compute import costs, tables
 
     subject = _counted.build(args, experiment)
-    found = _counted.training_counts(subject)
+    found = _counted.training_counts(subject, experiment.train.lora)
     batch, steps = args.batch or experiment.train.batch_size, args.steps or experiment.train.steps
     bill = costs.bill(found.model.total * batch * steps, prices.chip, prices.mfu, prices.price, prices.watts)
     unit, size = ("TF", 1e12) if found.model.total > 1e12 else ("GF", 1e9)
@@ -161,13 +161,11 @@ def _experiment(args: argparse.Namespace, experiment: Experiment, prices: Prices
     }
     tokens = sum(one.plan.length for one in subject.policy.passes("train"))
     lines = [
-        f"{experiment.name}: {found.parameters:,} parameters, {tokens:,} tokens a sample",
+        f"{experiment.name}: {found.parameters:,} parameters trained, {tokens:,} tokens a sample",
         *tables.table(["of a sample", unit], [[name, tables.number(x / size, 4)] for name, x in rows.items()]),
         "",
         *_run_lines(args, bill, found.model.total * batch * steps, f"{steps:,} steps of {batch}"),
     ]
-    if experiment.train.lora:
-        lines.append("adapters are trained: the backward pass of a base that stays is counted as if it were trained")
     _show(args, dataclasses.asdict(found) | {"batch": batch, "steps": steps} | dataclasses.asdict(bill), lines)
 
 
