@@ -6,6 +6,7 @@ biases included; where a network exists in wamjax, tests hold both counts agains
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import itertools
@@ -22,13 +23,13 @@ PREDICTED = ("video", "noisy", "future")
 """Those that a head reads."""
 
 
-class Family:
+class Family(abc.ABC):
     """Dimensions that describe a network."""
 
     @functools.cached_property
+    @abc.abstractmethod
     def network(self) -> Network:
         """The description."""
-        raise NotImplementedError
 
     @property
     def parameters(self) -> int:
@@ -348,7 +349,7 @@ class WorldToAction(Family):
 
 
 @dataclasses.dataclass(frozen=True)
-class Counted(Family):
+class Counted:
     """A network of which no more is known than its number of parameters, all of which multiply every token.
 
     Attributes:
@@ -373,7 +374,7 @@ class Counted(Family):
 
 
 @dataclasses.dataclass(frozen=True)
-class WanCodec(Family):
+class WanCodec:
     """Wan's video autoencoders, whose operations are read off wamjax's own program.
 
     Clips have 4 n + 1 frames; 4 n frames are those after the first of a stream.
