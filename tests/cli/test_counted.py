@@ -71,8 +71,47 @@ def test_a_system_of_ones_own(capsys, tmp_path):
     system["runs"]["LIBERO"]["network"] = "cosmos-predict-2b"
     own.write_text(json.dumps(system))
     assert "did you mean cosmos-predict2-2b" in refused(capsys, "flops", str(own))
+    system["runs"]["LIBERO"] = {
+        "network": "cosmos-predict2-2b",
+        "sequence": {"kind": "groups", "tokens": {"video": 9}, "computed": ["vido"]},
+    }
+    own.write_text(json.dumps(system))
+    assert "unknown group 'vido': did you mean video?" in refused(capsys, "flops", str(own))
     own.write_text("{")
     assert "not valid JSON" in refused(capsys, "flops", str(own))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"recipes": [{"name": "r", "batch": 3}]}, "needs batch and steps, or tokens and trained passes"),
+        (
+            {"recipes": [{"name": "r", "batch": 3, "steps": 1, "trained": {"pas": 1}}]},
+            "unknown run 'pas': did you mean pass?",
+        ),
+        ({"runs": {"clip": {"network": "wan-vae-2.1", "clip": [7, 64, 64]}}}, "give 4 n or 4 n + 1 frames"),
+        (
+            {
+                "runs": {
+                    "b": {
+                        "network": "gemma-2b",
+                        "sequence": {"kind": "groups", "tokens": {"x": 1, "y": 1}, "experts": {"x": 1}},
+                    }
+                }
+            },
+            "neighbours",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_said(capsys, tmp_path, change, says):
+    base = {
+        "title": "Mine",
+        "paradigm": "VLA",
+        "runs": {"pass": {"network": "gemma-2b", "sequence": {"kind": "groups", "tokens": {"x": 9}}}},
+    }
+    own = tmp_path / "mine.json"
+    own.write_text(json.dumps(base | change))
+    assert says in refused(capsys, "flops", str(own))
 
 
 def test_latency_stands_beside_what_was_measured_and_the_law(capsys):
@@ -84,7 +123,8 @@ def test_latency_stands_beside_what_was_measured_and_the_law(capsys):
     )
     found = json.loads(said(capsys, "latency", "dreamzero-14b", "--chip", "v5p", "--steps", "4", "--json"))
     assert sum(one["seconds"] for one in found["4 steps on two"]) == pytest.approx(0.637, rel=0.03)
-    assert " v5p |" in said(capsys, "latency", "fast-wam")
+    rows = said(capsys, "latency", "fast-wam").splitlines()
+    assert next(row for row in rows if row.startswith("| v5p")).split("|")[2].strip() == "12.4"
 
 
 def test_an_experiment_is_counted_and_its_programs_are_read(capsys):
@@ -95,6 +135,12 @@ def test_an_experiment_is_counted_and_its_programs_are_read(capsys):
     # The program also embeds texts and noise levels, and encodes actions: little, but not nothing at this size.
     assert 1.2 * model < found["program"] < 2 * model
     assert found["money"] == pytest.approx(found["chip_hours"])
+    # Adapters need no products for their base's weights; blocks are computed again, so it is 3 passes' worth of 4.
+    low = json.loads(said(capsys, "flops", SMALL, "--json", "--set", "train.lora={'rank': 1}"))
+    assert low["parameters"] < 0.05 * found["parameters"]
+    assert low["model"]["matmul"] == pytest.approx(2 / 3 * found["model"]["matmul"])
+    assert low["program"] == pytest.approx(3 / 4 * found["program"], rel=0.1)
+    assert low["executed"] == pytest.approx(3 / 4 * found["executed"], rel=0.05)
     text = said(capsys, "latency", SMALL, "--chip", "v5e")
     assert "| denoise, one run" in text
     assert "| prefill" in text
@@ -106,8 +152,17 @@ def test_mistakes_are_one_line_with_the_nearest_names(capsys):
     assert "did you mean 'policy.network.state'?" in refused(capsys, "flops", SMALL, "--set", "policy.network.stat=3")
     assert "did you mean 'dreamzero_small.py'?" in refused(capsys, "flops", SMALL.replace("small", "smal"))
     assert "no file" in refused(capsys, "latency", "nothing.json", "--chip", "h100")
+    assert "must be at least 1" in refused(capsys, "flops", "fast-wam", "--batch", "0")
     assert "--mfu 2.0" in refused(capsys, "flops", "fast-wam", "--mfu", "2")
     assert "no published way" in refused(capsys, "latency", "wan-14b", "--chip", "h100")
     assert "name a system" in refused(capsys, "latency")
     assert "--set changes an experiment" in refused(capsys, "flops", "fast-wam", "--set", "a=1")
     assert "give its folder as --data" in refused(capsys, "flops", str(ROOT / "configs" / "metaworld_joint.py"))
+
+
+def test_an_experiment_may_take_its_sizes_from_a_dataset(capsys, dataset):
+    joint = str(ROOT / "configs" / "metaworld_joint.py")
+    found = json.loads(said(capsys, "latency", joint, "--data", str(dataset), "--chip", "v5e", "--json"))
+    assert [one["times"] for one in found] == [1, 6]
+    assert found[1]["name"].endswith("of language, state, observation, video, action")
+    assert found[1]["cost"]["cache"] > 0

@@ -218,6 +218,15 @@ def test_measured_times_as_shares_of_the_bound():
     assert all(share < 1 for share in found.values())
 
 
+def test_the_posts_latencies_beside_their_bounds():
+    found = {one.name: (one.printed, *one.least) for one in publication().latencies}
+    joint, vla = found["joint prediction"], found["a VLA, Pi-0.5"]
+    assert joint[0] / vla[0] == pytest.approx(3.1, abs=0.05)
+    assert joint[1] / vla[1] == pytest.approx(7.5, abs=0.1)
+    assert joint[2] / vla[2] == pytest.approx(6.6, abs=0.1)
+    assert all(least < printed for printed, _, least in found.values())
+
+
 def test_steps_scale_what_is_denoised_and_parts_share_the_work():
     system = systems.find("dreamzero-14b")
     acting, chip = system.acting[1], find_chip("v5p")

@@ -52,6 +52,7 @@ def test_parameters_equal_the_published_class_to_the_last_digit(name):
 
 
 def test_every_stated_number_is_met_and_every_network_has_a_source():
+    assert sum(bool(one.stated) for one in NETWORKS.values()) > 20
     assert {name for name, one in NETWORKS.items() if one.stated and one.family.parameters != one.stated} == set()
     assert all(one.source for one in NETWORKS.values())
 
@@ -69,9 +70,11 @@ def test_parts_that_are_published_as_sums_or_rounded():
     assert count["unipi-base"] / 1e9 == pytest.approx(1.7, abs=0.1)
 
 
-@pytest.mark.parametrize(
-    "name", ["wan2.1-t2v-14b", "wan2.2-ti2v-5b", "dreamzero-14b", "dreamzero-5b", "umt5-xxl", "clip-vit-h"]
-)
+FORMS = ("wan2.1-t2v-14b", "wan2.1-flf2v-14b", "wan2.2-ti2v-5b", "wan2.2-i2v-a14b")
+"""Of Wan's networks, one with everything that others have too."""
+
+
+@pytest.mark.parametrize("name", [*FORMS, "dreamzero-14b", "dreamzero-5b", "umt5-xxl", "clip-vit-h"])
 def test_formula_and_shapes_of_the_network_agree(name):
     wan = {"dreamzero-14b": "wan2.1-i2v-14b", "dreamzero-5b": "wan2.2-ti2v-5b"}.get(name, name)
     if name == "umt5-xxl":
@@ -83,7 +86,8 @@ def test_formula_and_shapes_of_the_network_agree(name):
         module, inputs = DreamZeroNetwork(NetworkConfig(config)), dreamzero_inputs(config.inputs, 2, 2)
     else:
         c = WAN_DITS[wan]
-        module, inputs = WanDiT(c), (shape(1, 1, 2, 2, c.inputs), shape(1, 1), shape(1, 1, c.text))
+        seen = (shape(1, c.image_positions or 1, c.image),) if c.image else ()
+        module, inputs = WanDiT(c), (shape(1, 1, 2, 2, c.inputs), shape(1, 1), shape(1, 1, c.text), *seen)
     params = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
     assert parameter_count(params) == NETWORKS[name].family.parameters
 

@@ -18,7 +18,9 @@ from wamjax.errors import UserError
 from wamjax.policies.contract import Params, Policy
 from wamjax.policies.dreamzero import stages
 from wamjax.policies.dreamzero.config import DreamZeroConfig
+from wamjax.policies.dreamzero.policy import DreamZero
 from wamjax.sharding.mesh import make_mesh
+from wamjax.training.lora import Adapted, LoRAConfig, split
 
 
 def add_subject_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,8 +78,8 @@ def build(args: argparse.Namespace, experiment: Experiment) -> Subject:
         import numpy as np
 
         policy: Any = _experiment.policy_without_data(experiment, args.frame)
-        size = (4, policy.latent_size[0] * policy.config.frames.factor, policy.latent_size[1])
-        frames = np.random.default_rng(0).integers(0, 256, (*size[:2], size[1], 3), np.uint8)
+        (rows, columns, _), factor = policy.latent_size, policy.config.frames.factor
+        frames = np.random.default_rng(0).integers(0, 256, (4, factor * rows, factor * columns, 3), np.uint8)
         frozen = policy.freeze(frames, stages.statistics(policy), stages.pretrained_shapes(policy))
         return Subject(policy, frozen, stages.batch(policy, 1))
     if not args.data:
@@ -85,13 +87,20 @@ def build(args: argparse.Namespace, experiment: Experiment) -> Subject:
     store, system = EpisodeStore(args.data), _experiment.system(experiment)
     policy = system.policy(experiment, system.shapes(experiment, store))
     batch = next(system.loader(experiment, store, policy)(0, [0]))
-    statistics, mesh = system.statistics(experiment, store, policy), make_mesh(experiment.mesh)
-    return Subject(policy, system.frozen(experiment, store, policy, statistics, mesh), batch)
+    statistics = system.statistics(experiment, store, policy)
+    return Subject(policy, system.frozen(experiment, store, policy, statistics, make_mesh(experiment.mesh)), batch)
 
 
-def training_counts(found: Subject) -> Counts:
-    """What training on a sample computes."""
-    return counts(found.policy, found.frozen, found.batch)
+def training_counts(found: Subject, lora: LoRAConfig | None) -> Counts:
+    """What training on a sample computes, of all parameters or of adapters."""
+    import jax
+
+    if lora is None:
+        return counts(found.policy, found.frozen, found.batch)
+    key, name = jax.random.key(0), "base"
+    base = jax.eval_shape(lambda: split(found.policy.init(key), lora, key)[1])
+    frozen = {"policy": found.frozen, "base": {name: base}}
+    return counts(Adapted(found.policy, lora, name), frozen, found.batch, adapters=True)
 
 
 def chunk_costs(found: Subject) -> list[tuple[str, float, Any]]:
@@ -99,7 +108,7 @@ def chunk_costs(found: Subject) -> list[tuple[str, float, Any]]:
     import jax
 
     policy: Any = found.policy
-    if not hasattr(policy, "embodiment"):
+    if not isinstance(policy, DreamZero):
         return passes_of(policy)
     params, b = jax.eval_shape(policy.init, jax.random.key(0)), found.batch
     seen = {"frames": b["frames"][:, :, 0], "language": b["language"], "state": b["state"][:, 0]}

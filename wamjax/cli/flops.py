@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from wamjax.cli._experiment import Experiment
+    from wamjax.compute.costs import Bill
     from wamjax.compute.systems import System
     from wamjax.compute.tables import Prices
 
@@ -68,8 +69,10 @@ def _prices(args: argparse.Namespace) -> Prices:
     from wamjax.compute.tables import Prices
     from wamjax.errors import UserError
 
-    if not 0 < args.mfu <= 1 or args.chips < 1:
-        raise UserError(f"--mfu {args.mfu} --chips {args.chips}: a share between 0 and 1, and at least one chip")
+    if not 0 < args.mfu <= 1:
+        raise UserError(f"--mfu {args.mfu}: give the share of the peak that is reached, between 0 and 1")
+    if min(args.chips, *(given for given in (args.batch, args.steps) if given is not None), 1) < 1:
+        raise UserError("--chips, --batch and --steps must be at least 1")
     return Prices(find_chip(args.chip, args.chips_file), args.chips, args.mfu, args.price, args.watts)
 
 
@@ -90,6 +93,9 @@ def _published(args: argparse.Namespace) -> None:
 
     post, recipes = published.post_rows(), published.recipe_rows()
     data = {"post": [dataclasses.asdict(row) for row in post], "recipes": [dataclasses.asdict(row) for row in recipes]}
+    known = published.publication()
+    data["throughputs"] = [dataclasses.asdict(one) | {"rate": one.rate, "mfu": one.mfu} for one in known.throughputs]
+    data["latencies"] = [dataclasses.asdict(one) | {"least": one.least[1]} for one in known.latencies]
     lines = [
         f"{published.publication().source}. Z: 1e21 operations.",
         "formula: 6 N T as the post takes it; derived: forward and backward of all products and visible pairs;",
@@ -101,6 +107,9 @@ def _published(args: argparse.Namespace) -> None:
         "",
         "Training speeds of Wan-14B, as reported and by one count:",
         *tables.throughput_table(),
+        "",
+        "Latencies of the post:",
+        *tables.latency_table(),
     ]
     _show(args, data, lines)
 
@@ -118,7 +127,11 @@ def _system(args: argparse.Namespace, system: System, prices: Prices) -> None:
 
     runs = {name: dataclasses.asdict(system.cost(name)) for name in system.runs}
     networks = {run.network: system.network(run.network).parameters for run in system.runs.values()}
-    trainings = {one.name: dataclasses.asdict(costs.training(system, one)) for one in system.recipes}
+    trainings = {}
+    for one in system.recipes:
+        found = costs.training(system, one)
+        bill = costs.bill(found.zetta[0] * costs.ZETTA, prices.chip, prices.mfu, prices.price, prices.watts)
+        trainings[one.name] = dataclasses.asdict(found) | dataclasses.asdict(bill)
     lines = [f"{system.title} ({system.paradigm}): {system.source}", "", *tables.networks_table(system)]
     lines += ["", *tables.runs_table(system)]
     if system.recipes:
@@ -134,33 +147,35 @@ def _experiment(args: argparse.Namespace, experiment: Experiment, prices: Prices
     from wamjax.compute import costs, tables
 
     subject = _counted.build(args, experiment)
-    found, passes = _counted.training_counts(subject), subject.policy.passes("train")
+    found = _counted.training_counts(subject, experiment.train.lora)
     batch, steps = args.batch or experiment.train.batch_size, args.steps or experiment.train.steps
-    model = found.model.total * batch * steps
-    bill = costs.bill(model, prices.chip, prices.mfu, prices.price, prices.watts)
-    tera = {
+    bill = costs.bill(found.model.total * batch * steps, prices.chip, prices.mfu, prices.price, prices.watts)
+    unit, size = ("TF", 1e12) if found.model.total > 1e12 else ("GF", 1e9)
+    rows = {
         "model: forward and backward": found.model.total,
-        "  products with weights": found.model.matmul,
-        "  attention, visible pairs": found.model.attention,
+        "of it products with weights": found.model.matmul,
+        "of it attention, visible pairs": found.model.attention,
         "frozen encoders": found.frozen,
         "executed on a TPU": found.executed,
         "executed without a kernel": found.program + found.frozen,
     }
-    tokens = sum(one.plan.length for one in passes)
-    run = (
-        f"{steps:,} steps of {batch}: {model / costs.ZETTA:.4g} Z, {tables.number(bill.chip_hours)} {args.chip}-hours "
-    )
-    run += (
-        f"at {prices.mfu:.0%} of the peak, {tables.number(bill.chip_hours / prices.chips / 24)} days on {prices.chips}"
-    )
-    run += f", {tables.number(bill.money)} in money" if bill.money is not None else ""
-    run += f", {tables.number(bill.energy)} kWh" if bill.energy is not None else ""
+    tokens = sum(one.plan.length for one in subject.policy.passes("train"))
     lines = [
-        f"{experiment.name}: {found.parameters:,} parameters, {tokens:,} tokens a sample",
-        *tables.table(["of a sample", "TF"], [[name, tables.number(x / 1e12, 4)] for name, x in tera.items()]),
+        f"{experiment.name}: {found.parameters:,} parameters trained, {tokens:,} tokens a sample",
+        *tables.table(["of a sample", unit], [[name, tables.number(x / size, 4)] for name, x in rows.items()]),
         "",
-        run,
+        *_run_lines(args, bill, found.model.total * batch * steps, f"{steps:,} steps of {batch}"),
     ]
-    if experiment.train.lora:
-        lines.append("adapters are trained: the backward pass of a base that stays is counted as if it were trained")
     _show(args, dataclasses.asdict(found) | {"batch": batch, "steps": steps} | dataclasses.asdict(bill), lines)
+
+
+def _run_lines(args: argparse.Namespace, bill: Bill, operations: float, run: str) -> list[str]:
+    """What a whole run costs, in words."""
+    from wamjax.compute import costs, tables
+
+    much = f"{operations / costs.ZETTA:.4g} Z" if operations > 1e18 else f"{operations:.3g} operations"
+    days = f"{tables.number(bill.chip_hours / args.chips / 24)} days on {args.chips}"
+    costly = f", {tables.number(bill.money)} in money" if bill.money is not None else ""
+    costly += f", {tables.number(bill.energy)} kWh" if bill.energy is not None else ""
+    hours = f"{tables.number(bill.chip_hours)} {args.chip}-hours at {args.mfu:.0%} of the peak"
+    return [f"{run}: {much}, {hours}, {days}{costly}"]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -37,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Runs the verb."""
     from wamjax.cli import _counted
-    from wamjax.compute import systems, tables
-    from wamjax.compute.chips import CHIPS, find_chip
+    from wamjax.compute import systems
+    from wamjax.compute.chips import find_chip
     from wamjax.compute.systems import System
     from wamjax.errors import UserError
 
@@ -53,9 +54,27 @@ def run(args: argparse.Namespace) -> None:
     if not subject.acting:
         raise UserError(f"{subject.title} has no published way of acting to time")
     if chip is None:
-        print("\n".join(tables.ways_table([*CHIPS], args.subject)))
-        return None
+        return _every_chip(args, subject)
     return _system(args, subject, chip)
+
+
+def _every_chip(args: argparse.Namespace, system: System) -> None:
+    """All ways of a system on all chips."""
+    from wamjax.compute import costs, tables
+    from wamjax.compute.chips import CHIPS, read_chips
+
+    chips = CHIPS | (read_chips(Path(args.chips_file)) if args.chips_file else {})
+    least = {
+        acting.name: {
+            name: 1e3 * costs.total(costs.chunk(system, acting, chip, args.steps))[1] for name, chip in chips.items()
+        }
+        for acting in system.acting
+    }
+    lines = [f"{system.title}: milliseconds of an action chunk at the least"]
+    lines += tables.table(
+        ["chip", *least], [[name, *(tables.number(row[name]) for row in least.values())] for name in chips]
+    )
+    print(json.dumps(least, indent=1) if args.json else "\n".join(lines))
 
 
 def _system(args: argparse.Namespace, system: System, chip: Chip) -> None:
@@ -68,8 +87,9 @@ def _system(args: argparse.Namespace, system: System, chip: Chip) -> None:
         stages = costs.chunk(system, acting, chip, args.steps, args.parts)
         data[acting.name] = [dataclasses.asdict(one) | {"seconds": one.seconds} for one in stages]
         lines += ["", _title(acting, args), *tables.chunk_table(stages)]
-        if acting.measured and not args.steps and args.parts == 1:
-            lines += ["", *tables.measured_table(system, acting, lambda one: one.chip == args.chip)]
+        measured = tables.measured_table(system, acting, args.chip)
+        if measured and not args.steps and args.parts == 1:
+            lines += ["", *measured]
     law = tables.law_lines(system) if system.law and args.chip == system.law.chip else []
     if law and system.law and args.steps:
         law.append(f"With {args.steps} steps: {system.law.through.at(args.steps):,.0f} ms by the law.")

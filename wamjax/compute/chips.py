@@ -35,6 +35,10 @@ class Chip:
     device: str = ""
     source: str = ""
 
+    def __post_init__(self) -> None:
+        if min(self.flops, self.bandwidth, self.memory) <= 0:
+            raise ValueError("flops, bandwidth and memory must be positive")
+
 
 @dataclasses.dataclass(frozen=True)
 class ChipTable:

@@ -95,7 +95,7 @@ def bill(operations: float, chip: Chip, mfu: float, price: float | None = None, 
 def bounds(
     chip: Chip, flops: float = 0.0, memory: float = 0.0, links: float = 0.0, network: float = 0.0
 ) -> dict[str, float]:
-    """Seconds that each resource of a chip needs alone: a roofline.
+    """Seconds that each resource of a chip needs alone: a roofline; without those whose rate is not known.
 
     Args:
         flops: operations. memory: bytes of its memory. links: bytes to neighbours. network: bytes to other slices.

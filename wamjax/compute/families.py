@@ -6,6 +6,7 @@ biases included; where a network exists in wamjax, tests hold both counts agains
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import functools
 import itertools
@@ -13,6 +14,7 @@ from typing import Literal
 
 from wamjax.compute.description import Context, Cost, Expert, Matrix, Network, Stack, Work
 from wamjax.compute.flops import Flops, parameter_count, traced
+from wamjax.errors import UserError
 
 VIDEO = ("video", "clean", "noisy", "first", "future")
 """Streams of latent frames."""
@@ -21,31 +23,13 @@ PREDICTED = ("video", "noisy", "future")
 """Those that a head reads."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Extra:
-    """A matrix beside a family's own; see `Matrix`."""
-
-    name: str
-    inputs: int
-    outputs: int
-    streams: tuple[str, ...] = ()
-    bias: bool = True
-    copies: int = 1
-    alternatives: int = 1
-
-
-def _with(network: Network, extra: tuple[Extra, ...]) -> Network:
-    added = tuple(Matrix(**dataclasses.asdict(one)) for one in extra)
-    return dataclasses.replace(network, matrices=network.matrices + added)
-
-
-class Family:
+class Family(abc.ABC):
     """Dimensions that describe a network."""
 
     @functools.cached_property
+    @abc.abstractmethod
     def network(self) -> Network:
         """The description."""
-        raise NotImplementedError
 
     @property
     def parameters(self) -> int:
@@ -62,7 +46,7 @@ class Wan(Family):
     """Wan's diffusion transformer, as `WanDiTConfig` has it; with a second, narrower expert, Fast-WAM's.
 
     Attributes:
-        width, mlp, heads, layers, inputs, outputs, text, image, frequencies: as of `WanDiTConfig`.
+        width, mlp, heads, layers, inputs, outputs, text, image, image_positions, frequencies: as of `WanDiTConfig`.
         pixels: latent pixels of a token.
         action_width, action_mlp: of an expert for actions, which keeps the heads; 0 for none.
         action: numbers of an action, where there is that expert.
@@ -77,12 +61,13 @@ class Wan(Family):
     outputs: int = 16
     text: int = 4096
     image: int = 0
+    image_positions: int = 0
     frequencies: int = 256
     pixels: int = 4
     action_width: int = 0
     action_mlp: int = 0
     action: int = 0
-    extra: tuple[Extra, ...] = ()
+    extra: tuple[Matrix, ...] = ()
     kind: Literal["wan"] = "wan"
 
     @functools.cached_property
@@ -100,7 +85,7 @@ class Wan(Family):
                 Matrix("image", self.image, self.image, ("image",)),
                 Matrix("image to width", self.image, d, ("image",)),
             )
-            vectors += 2 * self.image + 2 * d
+            vectors += (2 + self.image_positions) * self.image + 2 * d
         if self.action_width:
             experts.append(self._expert(self.action_width, self.action_mlp, False))
             embedded += self._condition(self.action_width, "action text", "action times")
@@ -109,7 +94,7 @@ class Wan(Family):
                 Matrix("actions out", self.action_width, self.action, ("action",)),
             )
         stack = Stack(self.layers, self.heads, d // self.heads, tuple(experts))
-        return _with(Network((stack,), embedded, vectors), self.extra)
+        return Network((stack,), (*embedded, *self.extra), vectors)
 
     def _expert(self, width: int, mlp: int, image: bool) -> Expert:
         """Its vectors: norms of queries and keys (twice, thrice with an image), of the cross-attention, modulation."""
@@ -197,7 +182,7 @@ class Decoder(Family):
     expert_width: int = 0
     expert_mlp: int = 0
     adaptive: bool = False
-    extra: tuple[Extra, ...] = ()
+    extra: tuple[Matrix, ...] = ()
     kind: Literal["decoder"] = "decoder"
 
     @functools.cached_property
@@ -217,7 +202,7 @@ class Decoder(Family):
             beside += (Matrix("last norm", w, 3 * w, ("times",)),) if self.adaptive else ()
             vectors += 0 if self.adaptive else self.final * w
         stack = Stack(self.layers, self.heads, self.head_dim, tuple(experts), self.keys)
-        return _with(Network((stack,), beside, vectors), self.extra)
+        return Network((stack,), (*beside, *self.extra), vectors)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,7 +228,7 @@ class Vision(Family):
     outer: int = 1
     block_vectors: int = 0
     vectors: int = 0
-    extra: tuple[Extra, ...] = ()
+    extra: tuple[Matrix, ...] = ()
     kind: Literal["vision"] = "vision"
 
     @functools.cached_property
@@ -253,7 +238,7 @@ class Vision(Family):
         expert = Expert(d, self.mlp, vectors=4 * d + self.block_vectors)
         patches = Matrix("patches", self.channels * self.patch**2, d, ("image",), self.patch_bias)
         stack = Stack(self.layers, self.heads, d // self.heads, (expert,))
-        return _with(Network((stack,), (patches,), (self.positions + 2 * self.outer) * d + self.vectors), self.extra)
+        return Network((stack,), (patches, *self.extra), (self.positions + 2 * self.outer) * d + self.vectors)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,7 +257,7 @@ class CrossDiT(Family):
     features: int
     outputs: int
     frequencies: int = 256
-    extra: tuple[Extra, ...] = ()
+    extra: tuple[Matrix, ...] = ()
     kind: Literal["cross_dit"] = "cross_dit"
 
     @functools.cached_property
@@ -292,7 +277,7 @@ class CrossDiT(Family):
             Stack(self.pairs, self.heads, size, (looking,), attends=False),
             Stack(self.pairs, self.heads, size, (seeing,)),
         )
-        return _with(Network(stacks, beside), self.extra)
+        return Network(stacks, (*beside, *self.extra))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -364,7 +349,7 @@ class WorldToAction(Family):
 
 
 @dataclasses.dataclass(frozen=True)
-class Counted(Family):
+class Counted:
     """A network of which no more is known than its number of parameters, all of which multiply every token.
 
     Attributes:
@@ -389,7 +374,7 @@ class Counted(Family):
 
 
 @dataclasses.dataclass(frozen=True)
-class WanCodec(Family):
+class WanCodec:
     """Wan's video autoencoders, whose operations are read off wamjax's own program.
 
     Clips have 4 n + 1 frames; 4 n frames are those after the first of a stream.
@@ -409,6 +394,10 @@ class WanCodec(Family):
     def cost(self, work: Work) -> Cost:
         """See `Described`."""
         frames, *size = work.clip
+        if frames < 1 or frames % 4 > 1 or any(side < 16 or side % 16 for side in size):
+            raise UserError(
+                f"a clip of {'x'.join(map(str, work.clip))}: give 4 n or 4 n + 1 frames, and sides of 16 n pixels"
+            )
         operations = traced_codec(self.version, (frames + (frames % 4 == 0), *size), work.decode)
         if frames % 4 == 0:
             operations -= traced_codec(self.version, (1, *size), work.decode)

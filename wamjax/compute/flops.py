@@ -107,7 +107,7 @@ def _operations(code: Any) -> float:
         elif name == "conv_general_dilated":
             kernel, axes = step.invars[1].aval.shape, step.params["dimension_numbers"].rhs_spec
             total += 2 * math.prod(kernel) / kernel[axes[0]] * math.prod(out[0].aval.shape)
-        else:
+        elif name != "pallas_call":
             inside = [_operations(one) for one in _inside(step.params.values())]
             together = max(inside, default=0.0) if name == "cond" else sum(inside)
             total += together * (step.params["length"] if name == "scan" else 1)

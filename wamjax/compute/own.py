@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import jax
+from jaxtyping import Array
 
 from wamjax.compute.description import Cost
 from wamjax.compute.executed import executed
 from wamjax.compute.flops import Flops, forward, kernel_pairs, of_passes, parameter_count, program, traced
-from wamjax.policies.contract import Params, Policy, Stage
+from wamjax.policies.contract import Batch, Draws, Encoded, Params, Pass, Policy, Stage
+
+
+class Learner(Protocol):
+    """What is trained: a policy, or adapters of one; see `Policy` for the methods."""
+
+    def init(self, key: Array) -> Params: ...
+
+    def encode(self, frozen: Params, key: Array | None, batch: Batch) -> Encoded: ...
+
+    def draw(self, key: Array, encoded: Encoded) -> Draws: ...
+
+    def loss(
+        self, params: Params, frozen: Params, encoded: Encoded, draws: Draws
+    ) -> dict[str, tuple[Array, Array]]: ...
+
+    def passes(self, mode: str) -> list[Pass]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +36,8 @@ class Counts:
     """What training on a sample computes.
 
     Attributes:
-        parameters: of the trained network. model: its forward and backward passes.
-        executed: these with blocks computed again and the pairs that the TPU's kernel computes, and frozen encoders.
+        parameters: trained. model: forward and backward passes.
+        executed: these with blocks computed again and the pairs that run on a TPU, and frozen encoders.
         frozen: these encoders. program: what the gradient's program computes where there is no kernel.
     """
 
@@ -31,25 +48,27 @@ class Counts:
     program: float
 
 
-def counts(policy: Policy, frozen: Params, batch: Mapping[str, Any]) -> Counts:
-    """Counts a policy's training.
+def counts(learner: Learner, frozen: Params, batch: Mapping[str, Any], adapters: bool = False) -> Counts:
+    """Counts a training.
 
     Args:
         frozen: its frozen parameters, arrays or shapes. batch: of one sample, as the loader yields it.
+        adapters: whether adapters are trained: then there are no products for their base's weights.
     """
-    key, passes = jax.random.key(0), policy.passes("train")
-    params = jax.eval_shape(policy.init, key)
-    encoded = jax.eval_shape(policy.encode, frozen, key, batch)
-    draws = jax.eval_shape(policy.draw, key, encoded)
+    key, passes = jax.random.key(0), learner.passes("train")
+    params = jax.eval_shape(learner.init, key)
+    encoded = jax.eval_shape(learner.encode, frozen, key, batch)
+    draws = jax.eval_shape(learner.draw, key, encoded)
 
     def loss(params: Any, frozen: Any, encoded: Any, draws: Any) -> Any:
-        return sum(value / weight for value, weight in policy.loss(params, frozen, encoded, draws).values())
+        return sum(value / weight for value, weight in learner.loss(params, frozen, encoded, draws).values())
 
-    encoders = traced(policy.encode, frozen, key, batch)
+    encoders, model = traced(learner.encode, frozen, key, batch), of_passes(passes)
+    once = of_passes(dataclasses.replace(one, trained=False) for one in passes).total * adapters
     return Counts(
         parameter_count(params),
-        of_passes(passes),
-        executed(passes, kernel_pairs).executed + encoders,
+        model * ((model.total - once) / model.total),
+        executed(passes, kernel_pairs).executed - once + encoders,
         encoders,
         traced(jax.grad(loss), params, frozen, encoded, draws),
     )

@@ -74,7 +74,7 @@ def chunks() -> list[str]:
     ):
         flops, seconds = costs.total(_chunk(name, way))
         title = f"{systems.find(name).title}: {way}"
-        rows.append([title, number(flops / 1e12), number(flops / base), number(1e3 * seconds)])
+        rows.append([title, number(flops / 1e12, 4), number(flops / base), number(1e3 * seconds, 4)])
     return tables.table(["chunk", "TF", "times Pi-0.5", "least ms on an H100"], rows)
 
 
@@ -115,7 +115,7 @@ def parameters() -> list[str]:
         [name, f"{one.family.parameters:,}", f"{one.stated:,}" if one.stated else "", one.source]
         for name, one in systems.shared_networks().items()
     ]
-    return tables.table(["network", "parameters", "as counted by others", "from"], rows)
+    return tables.table(["network", "parameters", "as counted elsewhere", "from"], rows)
 
 
 def passes() -> list[str]:
@@ -126,7 +126,7 @@ def passes() -> list[str]:
         for run in system.runs:
             cost = system.cost(run)
             flops = cost.flops
-            row = [f"{system.title}: {run}", number(flops.total / 1e12, 4), f"{flops.attention / flops.total:.1%}"]
+            row = [f"{system.title}: {run}", number(flops.total / 1e12, 4), tables.part(flops.attention, flops.total)]
             rows.append([*row, number(costs.BYTES * (cost.weights + cost.cache) / 1e9)])
     return tables.table(["pass", "TF", "attention", "read GB"], rows)
 
@@ -146,6 +146,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "law_picture": _picture("compute_law"),
     "post": _lines(lambda: tables.published_table(published.post_rows())),
     "recipes": _lines(lambda: tables.recipe_table(published.recipe_rows())),
+    "latencies": _lines(tables.latency_table),
     "throughputs": _lines(tables.throughput_table),
     "factors": factors,
     "break_even": break_even,

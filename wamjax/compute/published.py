@@ -12,7 +12,7 @@ from typing import Literal
 
 from wamjax.compute import systems
 from wamjax.compute.chips import find_chip
-from wamjax.compute.costs import ZETTA, training, utilisation
+from wamjax.compute.costs import ZETTA, chunk, total, training, utilisation
 from wamjax.compute.files import DATA, read, unknown
 from wamjax.errors import UserError
 
@@ -78,14 +78,41 @@ class Throughput:
 
 
 @dataclasses.dataclass(frozen=True)
+class Latency:
+    """A claim about how long an action chunk takes.
+
+    Attributes:
+        name: of it. way: "system: way of acting". chip: on what. printed: milliseconds as it says.
+        reason: of the difference to the bound. source: who says so.
+    """
+
+    name: str
+    way: str
+    chip: str
+    printed: float
+    source: str
+    reason: str = ""
+
+    @property
+    def least(self) -> tuple[float, float]:
+        """Operations of the chunk, and milliseconds at the least."""
+        of, _, called = self.way.partition(": ")
+        system = systems.find(of)
+        by_name = {one.name: one for one in system.acting}
+        flops, seconds = total(chunk(system, by_name[called], find_chip(self.chip)))
+        return flops, 1e3 * seconds
+
+
+@dataclasses.dataclass(frozen=True)
 class Publication:
     """The file of claims.
 
     Attributes:
-        claims: rows of the post. throughputs: of training programs. source: the post.
+        claims, latencies: of the post. throughputs: of training programs. source: the post.
     """
 
     claims: tuple[Claim, ...]
+    latencies: tuple[Latency, ...]
     throughputs: tuple[Throughput, ...]
     source: str
     version: int = 1

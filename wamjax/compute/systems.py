@@ -51,6 +51,16 @@ class Groups:
     computed: tuple[str, ...] = ()
     kind: Literal["groups"] = "groups"
 
+    def __post_init__(self) -> None:
+        named = [*self.sees, *self.causal, *self.experts, *self.computed]
+        named += [name for seen in self.sees.values() for name in seen]
+        for name in named:
+            if name not in self.tokens:
+                raise ValueError(unknown("group", name, self.tokens))
+        streams = tuple(group.stream for group in self.plan.groups)  # which checks what plans ask for
+        if streams[len(streams) - len(self.computed) :] != self.computed:
+            raise ValueError(f"groups that are computed come last, in their order: {', '.join(self.computed)}")
+
     @functools.cached_property
     def plan(self) -> TokenPlan:
         """Who sees whom."""
@@ -312,6 +322,9 @@ class System:
         for name, run in self.runs.items():
             if run.network not in known:
                 raise ValueError(f"run '{name}': {unknown('network', run.network, known)}")
+        for one in self.recipes:
+            if not one.batch * one.steps and not (one.tokens and one.trained):
+                raise ValueError(f"recipe '{one.name}' needs batch and steps, or tokens and trained passes")
         for where, names in self._references():
             for name in names:
                 if name not in self.runs:

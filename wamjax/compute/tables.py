@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from wamjax.compute import costs, systems
 from wamjax.compute.chips import CHIPS, Chip, find_chip
@@ -45,6 +44,11 @@ def share(value: float | None) -> str:
     return "" if value is None else f"{value:.1%}"
 
 
+def part(a: float, b: float) -> str:
+    """One as a share of the other; empty where there is no other."""
+    return share(a / b) if b else ""
+
+
 def ratio(a: float | None, b: float | None) -> str:
     """One over the other; empty where there is no such thing."""
     return "" if a is None or not b else f"{a / b:.2f}"
@@ -77,6 +81,17 @@ def recipe_table(rows: Sequence[Row]) -> list[str]:
         for row in rows
     ]
     return table(head, body)
+
+
+def latency_table() -> list[str]:
+    """Claims about action chunks beside their operations and least times."""
+    head = ["chunk", "on", "published ms", "TF", "least ms", "least/publ.", "why"]
+    rows = []
+    for one in publication().latencies:
+        flops, least = one.least
+        cells = [number(one.printed), number(flops / 1e12), number(least), share(least / one.printed)]
+        rows.append([one.name, one.chip, *cells, one.reason])
+    return table(head, rows)
 
 
 def throughput_table() -> list[str]:
@@ -113,7 +128,7 @@ def runs_table(system: System) -> list[str]:
                 *(name, f"{work.queries:,}" if work.queries else "x".join(map(str, work.clip))),
                 *(f"{visible:,}" if visible else "", f"{padded:.3f}" if visible else ""),
                 *(number(flops.matmul / 1e12, 4), number(flops.attention / 1e12, 4), number(flops.total / 1e12, 4)),
-                *(share(flops.attention / flops.total), number(costs.BYTES * (cost.weights + cost.cache) / 1e9)),
+                *(part(flops.attention, flops.total), number(costs.BYTES * (cost.weights + cost.cache) / 1e9)),
             ]
         )
     return table(head, rows)
@@ -136,22 +151,23 @@ class Prices:
 
 def training_table(system: System, prices: Prices) -> list[str]:
     """A system's recipes, and what they cost on a chip."""
-    head = (
-        "recipe,samples,model TF,executed TF,derived Z,executed Z,published Z,chip-hours,days,fewest chips,least s/step"
-    )
+    head = "recipe,samples,model TF,executed TF,derived Z,executed Z,published Z,chip-hours,days,fewest chips"
+    head += ",least s/step,bound by"
     head += ",money" * bool(prices.price) + ",kWh" * bool(prices.watts)
     rows = []
     for one in system.recipes:
         found = costs.training(system, one)
         model, executed = found.zetta
         bill = costs.bill(model * costs.ZETTA, prices.chip, prices.mfu, prices.price, prices.watts)
-        least = max(costs.step_bounds(found, one.batch, prices.chip, prices.chips).values()) if one.batch else None
+        bounds = costs.step_bounds(found, one.batch, prices.chip, prices.chips)
+        least, bound = max((seconds, name) for name, seconds in bounds.items())
         fewest = str(costs.fewest_chips(found.parameters, prices.chip)) if found.parameters else ""
         rows.append(
             [
                 *(one.name, number(found.samples), number(found.model / 1e12, 4), number(found.executed / 1e12, 4)),
                 *(number(model), number(executed), number(one.published), number(bill.chip_hours)),
-                *(number(bill.chip_hours / prices.chips / 24), fewest, number(least)),
+                *(number(bill.chip_hours / prices.chips / 24), fewest),
+                *((number(least), bound) if one.batch else ("", "")),
                 *([number(bill.money)] if prices.price else []),
                 *([number(bill.energy)] if prices.watts else []),
             ]
@@ -175,11 +191,11 @@ def chunk_table(stages: Sequence[costs.Timed]) -> list[str]:
     return table(head, rows)
 
 
-def measured_table(system: System, acting: Acting, wanted: Callable[[Any], bool] = bool) -> list[str]:
-    """Published times of an action chunk beside the least possible ones."""
+def measured_table(system: System, acting: Acting, chip: str) -> list[str]:
+    """Published times of an action chunk on a chip beside the least possible ones; nothing where there are none."""
     head = ["measured on", "how", "steps", "ms", "least ms", "efficiency", "from"]
     rows: list[list[str]] = []
-    for one in filter(wanted, acting.measured):
+    for one in (one for one in acting.measured if one.chip == chip):
         least = 1e3 * costs.total(costs.chunk(system, acting, find_chip(one.chip), one.steps))[1]
         steps = str(one.steps or acting.steps)
         cells = [number(one.ms, 4), number(least), share(least / one.ms), one.source]
@@ -187,10 +203,10 @@ def measured_table(system: System, acting: Acting, wanted: Callable[[Any], bool]
     return table(head, rows) if rows else []
 
 
-def ways_table(chips: Sequence[str], *wanted: str) -> list[str]:
-    """All ways of acting of systems, by default of all: least milliseconds on every chip."""
+def ways_table(chips: Sequence[str]) -> list[str]:
+    """All ways of acting of all systems: least milliseconds on every chip."""
     rows = []
-    for name in wanted or systems.names():
+    for name in systems.names():
         system = systems.find(name)
         for acting in system.acting:
             each = [costs.total(costs.chunk(system, acting, find_chip(chip))) for chip in chips]
