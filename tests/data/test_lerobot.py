@@ -5,8 +5,11 @@ The samples and what LeRobot returns for them (`.npz`) come from tests/oracles/l
 
 import functools
 import json
+import os
 import shutil
+import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +21,7 @@ from wamjax.cli.main import main
 from wamjax.data import convert
 from wamjax.data.episode import BadEpisode, Episode
 from wamjax.data.lerobot_export import export_dataset
-from wamjax.data.readers import Options, Source, open_source
+from wamjax.data.readers import Listed, Options, Source, open_source
 from wamjax.data.store import EpisodeStore
 from wamjax.data.video import decode, encode
 from wamjax.errors import UserError
@@ -191,3 +194,32 @@ def test_damaged_episodes_are_left_out(tmp_path: Path, caplog: pytest.LogCapture
     (folder / "data/chunk-000/episode_000001.parquet").unlink()
     with pytest.raises(UserError, match="none of the 3 episodes"):
         convert.to_store(open_source(folder), tmp_path / "other")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("WAMJAX_ORACLES" not in os.environ, reason="WAMJAX_ORACLES: the folder given to tests/oracles")
+@pytest.mark.parametrize("source", ["lerobot21", "lerobot30", "several files", "native"])
+def test_lerobot_opens_our_output(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_episode: Callable[..., Episode]
+) -> None:
+    """LeRobot 0.4.4 itself returns the values, texts and frames that we wrote."""
+    if source == "native":
+        episodes: Source = Listed("ours", [5, 12, 7], lambda length: renamed(make_episode(length, length)))
+    else:
+        episodes = open_source(SAMPLES / ("lerobot21" if source == "several files" else source))
+    if source == "several files":
+        monkeypatch.setattr("wamjax.data.lerobot_export.DATA_BYTES", 300)
+        monkeypatch.setattr("wamjax.data.lerobot_export.VIDEO_BYTES", 3000)
+    export_dataset(episodes, tmp_path / "out")
+    script = Path(__file__).parents[1] / "oracles/lerobot.sh"
+    read = ["bash", script, os.environ["WAMJAX_ORACLES"], "read", tmp_path / "out", tmp_path / "out.npz"]
+    subprocess.run(read, check=True)
+    assert_equals_lerobot(episodes, tmp_path / "out.npz")
+
+
+def renamed(episode: Episode) -> Episode:
+    """One of the synthetic episodes with the names of the samples."""
+    steps = {"action": episode.steps["action"], "next/success": episode.steps["success"]}
+    videos = dict(zip(("front", "hand"), episode.videos.values(), strict=True))
+    state = episode.steps["observation/cartesian_position"]
+    return replace(episode, steps={**steps, "observation/state": state}, videos=videos)
