@@ -42,10 +42,11 @@ def assert_holds(source: Source, expected: Expected) -> None:
 @pytest.mark.parametrize("case", BUILDERS)
 def test_read_as_written(case: str, tmp_path: Path) -> None:
     format, build = BUILDERS[case]
-    expected = build(tmp_path)
-    assert recognise(Place.of(tmp_path)) == format
-    assert_holds(open_source(tmp_path, options=LOSSLESS), expected)
-    assert convert.to_store(open_source(tmp_path), tmp_path / "store") == expected.episodes
+    (folder := tmp_path / "a [1]").mkdir()
+    expected = build(folder)
+    assert recognise(Place.of(folder)) == format
+    assert_holds(open_source(folder, options=LOSSLESS), expected)
+    assert convert.to_store(open_source(folder), tmp_path / "store") == expected.episodes
     assert len(EpisodeStore(tmp_path / "store")) == expected.episodes
 
 
@@ -96,6 +97,50 @@ def test_videos_are_brought_to_a_size_and_rate(tmp_path: Path, capsys: pytest.Ca
     np.testing.assert_array_equal(decode(store[0].videos["video"]), whole[::4])
     assert main(["data", "convert", str(source), str(tmp_path / "x"), "--size", "16"]) == 2
     assert "give height and width" in capsys.readouterr().err
+
+
+def test_a_store_is_of_one_conversion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sample, out = str(SAMPLES / "lerobot21"), str(tmp_path / "out")
+    assert main(["data", "convert", sample, out]) == 0
+    for arguments, message in (
+        ([sample, out, "--crf", "0"], "was begun with crf 18, now 0"),
+        ([str(SAMPLES / "lerobot30"), out], "name lerobot21, now lerobot30"),
+    ):
+        assert main(["data", "convert", *arguments]) == 2
+        assert message in capsys.readouterr().err
+    (tmp_path / "out/conversion-train.json").unlink()
+    assert main(["data", "convert", sample, out]) == 2
+    assert "holds a split 'train' already" in capsys.readouterr().err
+
+
+def fuzzed(data: bytes, rng: np.random.Generator) -> bytes:
+    changed = bytearray(data)
+    for _ in range(int(rng.integers(1, 4))):
+        changed[int(rng.integers(len(changed)))] = int(rng.integers(256))
+    return bytes(changed[: int(rng.integers(len(changed) // 2, len(changed) + 1))])
+
+
+def test_mutated_pickles_are_refused_or_data(tmp_path: Path) -> None:
+    """Without the checksums of a zip file around them, and with the names of others in reach of a mutation."""
+    steps = [{"action": np.arange(8.0), "joint_position": np.ones(7, np.float32), "n": t} for t in range(3)]
+    np.save(tmp_path / "x.npy", np.array(steps, dtype=object), allow_pickle=True)
+    data, refused = (tmp_path / "x.npy").read_bytes(), 0
+    for number in range(500):
+        (tmp_path / "y.npy").write_bytes(fuzzed(data, np.random.default_rng(number)))
+        try:
+            values = [read_arrays(Place.of(tmp_path / "y.npy"))[""]]
+        except BadEpisode:
+            refused += 1
+            continue
+        while values:
+            value = values.pop()
+            if isinstance(value, dict):
+                values += [*value, *value.values()]
+            elif isinstance(value, list | tuple):
+                values += value
+            else:
+                assert value is None or isinstance(value, bool | int | float | str | bytes | np.ndarray)
+    assert refused > 250
 
 
 def test_what_cannot_be_opened(tmp_path: Path) -> None:

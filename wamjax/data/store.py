@@ -78,7 +78,7 @@ def finish(folder: PathLike, *, name: str | None = None) -> dict[str, Any]:
         if (description := _read_sidecar(path)) is not None and description["episodes"]:
             shards.setdefault(path.name.split("-", 1)[0], []).append(description)
     if "train" not in shards:
-        raise UserError(f"no episodes of split 'train' in {folder}: run `wamjax data collect` to the end")
+        raise UserError(f"no episodes of split 'train' in {folder}: collect or convert that first")
     everything = [shard for parts in shards.values() for shard in parts]
     first = everything[0]
     for shard in everything:
