@@ -22,8 +22,10 @@ from wamjax.data import convert
 from wamjax.data.episode import BadEpisode, Episode
 from wamjax.data.lerobot_export import export_dataset
 from wamjax.data.readers import Listed, Options, Source, open_source
+from wamjax.data.storage import Place
 from wamjax.data.store import EpisodeStore
 from wamjax.data.video import decode, encode
+from wamjax.data.video_files import cut, frame_rate, read_video
 from wamjax.errors import UserError
 
 SAMPLES = Path(__file__).parent / "samples"
@@ -83,6 +85,22 @@ def test_there_and_back(version: str, tmp_path: Path) -> None:
     assert abs(stats["observation.images.front"]["mean"][0][0][0] - picture.mean()) < 0.03
 
 
+def test_videos_of_another_rate_are_shown_at_the_datasets(tmp_path: Path) -> None:
+    """RoboArena's files say 10 Hz for steps of 15 Hz, and have a picture too many; LeRobot looks them up by time."""
+    from tests.data.formats import roboarena
+
+    (tmp_path / "in").mkdir()
+    expected = roboarena(tmp_path / "in")
+    one = open_source(tmp_path / "in")
+    export_dataset(Listed("two", [0, 0], one.__getitem__), tmp_path / "out")
+    back = open_source(tmp_path / "out", options=LOSSLESS)
+    for episode in (back[0], back[1]):
+        for camera, frames in expected.frames.items():
+            np.testing.assert_array_equal(decode(episode.videos[camera]), frames)
+    file = Place.of(next(tmp_path.glob("out/videos/*/*/*.mp4")))
+    assert frame_rate(read_video(file)) == 15
+
+
 def test_files_begin_anew_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wamjax.data.lerobot_export.DATA_BYTES", 300)
     monkeypatch.setattr("wamjax.data.lerobot_export.VIDEO_BYTES", 3000)
@@ -102,9 +120,6 @@ def test_rows_are_found_in_the_file_after(tmp_path: Path) -> None:
 
 
 def test_parts_that_cannot_be_copied_are_encoded_again(tmp_path: Path, make_scene: Callable) -> None:
-    from wamjax.data.storage import Place
-    from wamjax.data.video_files import cut
-
     frames = make_scene(40, seed=3)
     video = encode(frames, 20, gop=10)
     (tmp_path / "a.mp4").write_bytes(video.data)
