@@ -206,7 +206,8 @@ def test_damaged_episodes_are_left_out(tmp_path: Path, caplog: pytest.LogCapture
     assert convert.to_store(open_source(folder), tmp_path / "store") == 1
     assert "episode 0 is left out: timestamps of episode 0" in caplog.text
     assert "episode 2 is left out" in caplog.text
-    (folder / "data/chunk-000/episode_000001.parquet").unlink()
+    slow = folder / "videos/chunk-000/observation.images.front/episode_000001.mp4"
+    slow.write_bytes(encode(np.zeros((5, 32, 48, 3), np.uint8), 20).data)
     with pytest.raises(UserError, match="none of the 3 episodes"):
         convert.to_store(open_source(folder), tmp_path / "other")
 

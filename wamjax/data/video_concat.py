@@ -17,8 +17,8 @@ from wamjax.data.video_files import DAMAGE
 class VideoFiles:
     """The files of one camera, `pattern` naming them by `chunk_index`, `file_index` and `video_key`.
 
-    A new file begins where one would grow beyond `limit` bytes, and where a video is coded differently. All pictures are
-    shown at `fps` Hz, whatever the rate of their own file was.
+    A new file begins where one would grow beyond `limit` bytes, and where a video is coded differently. All pictures
+    are shown at `fps` Hz, whatever the rate of their own file was.
 
     Attributes:
         feature: what LeRobot's info.json says about the videos, once there are some.

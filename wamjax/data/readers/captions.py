@@ -28,7 +28,7 @@ _Entry = tuple[Place, tuple[str, ...]]
 
 def recognises(place: Place) -> bool:
     """Whether it is a table, or a folder with one or with MP4 files."""
-    return _table(place) is not None or bool(place.find("*.mp4"))
+    return _table(place) is not None or bool(place.find("*.mp4") or place.find("*/*.mp4"))
 
 
 def open_dataset(place: Place, options: Options) -> Source:

@@ -22,7 +22,7 @@ from wamjax.data.readers import Options, Source
 from wamjax.data.readers.pictures import decode_picture, stack
 from wamjax.data.storage import MALFORMED, Place, brief, read_json, read_lines
 from wamjax.data.tables import column_array, open_table, row_groups
-from wamjax.data.video_files import cut, read_video
+from wamjax.data.video_files import cut, frame_rate, read_video
 from wamjax.errors import UserError
 
 TITLE = "LeRobot v2.0, v2.1 and v3.0 (GEAR as plain LeRobot)"
@@ -188,6 +188,9 @@ class _LeRobot:
                 videos[camera(name)] = read_video(file, entry.length)
             else:
                 videos[camera(name)] = cut(file, round(start * self._fps), entry.length, self._encode)
+            rate = frame_rate(videos[camera(name)])
+            if abs(rate - self._fps) * (entry.length - 1) > 0.5 * rate:  # the last picture would be another
+                raise BadEpisode(f"{file} has {rate:g} pictures per second for {self._fps:g} steps: convert it again")
         for name in self._pictures:
             where = f"{name} of episode {entry.number} in {entry.data}"
             try:
