@@ -173,6 +173,7 @@ WRONG = [
     ("aloha", "episode_0.hdf5", "observations/images/cam_high", np.zeros((2, H, W, 3), np.uint8), "2 pictures for 5"),
     ("aloha", "episode_0.hdf5", "observations/images/cam_high", np.zeros((T, 40), np.uint8), "cannot be decoded"),
     ("robotwin_v1", "episode_0000000.hdf5", "data_format_version", "v2.0", "has the format v2.0"),
+    ("robotwin_v1", "episode_0000000.hdf5", "additional_info/frequency", 10**9, "1e+09 steps per second"),
     ("robotwin_v1", "episode_0000000.hdf5", "instructions", "[", "cannot be read as HDF5"),
     (
         "droid_raw",

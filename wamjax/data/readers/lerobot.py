@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from wamjax.data.episode import ANNOTATION, ANNOTATIONS, BadEpisode, Episode, Video
-from wamjax.data.readers import Options, Source
+from wamjax.data.readers import FASTEST, Options, Source
 from wamjax.data.readers.pictures import decode_picture, stack
 from wamjax.data.storage import MALFORMED, Place, brief, read_json, read_lines
 from wamjax.data.tables import column_array, open_table, row_groups
@@ -75,7 +75,7 @@ def open_dataset(place: Place, options: Options) -> Source:
         entries, tasks = tables(place, info, videos)
     except MALFORMED as error:
         raise UserError(f"metadata in {place}/meta is damaged ({brief(error)}): write it again") from error
-    if not features or not entries or not 0 < fps < float("inf") or min(entry.length for entry in entries) < 1:
+    if not features or not entries or not 0 < fps <= FASTEST or min(entry.length for entry in entries) < 1:
         raise UserError(
             f"metadata in {place}/meta lists no episodes, an empty one, nothing in them, or fps={fps}: write it again"
         )
