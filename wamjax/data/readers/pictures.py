@@ -16,8 +16,8 @@ _LIMIT = 64_000_000  # pixels; a header that says more is damaged or hostile
 def decode_picture(data: bytes, where: str, *, swapped_unless: bytes | None = None) -> np.ndarray:
     """A picture as RGB, uint8 (h, w, 3), decoded by libjpeg-turbo or libpng (through Pillow).
 
-    PNG has checksums. JPEG has none: a flipped bit in its coefficients can give another picture that nobody can tell
-    from a real one; what is cut short or breaks the coding is refused. `swapped_unless`, where given, exchanges red and
+    PNG has checksums. JPEG has none, and its decoder goes on after an impossible code: nearly every flipped bit inside
+    it gives another picture. What is cut short is refused. `swapped_unless`, where given, exchanges red and
     blue of a picture that has not this comment.
 
     Raises:
