@@ -10,14 +10,16 @@ import fsspec
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
-from tests.data.formats import BUILDERS, Expected, H, T, W, hostile_pickle, pictures
+from tests.data.formats import BUILDERS, Expected, H, T, W, hostile_pickle, jpegs, pictures
 from wamjax.cli import data as verb
 from wamjax.cli.main import main
 from wamjax.data import convert
 from wamjax.data.episode import BadEpisode
 from wamjax.data.pickles import read_arrays, safe_loads
 from wamjax.data.readers import FORMATS, Options, Source, open_source, recognise, titles
+from wamjax.data.readers.pictures import decode_picture
 from wamjax.data.storage import Place
 from wamjax.data.store import EpisodeStore
 from wamjax.data.video import decode, encode
@@ -97,6 +99,18 @@ def test_videos_are_brought_to_a_size_and_rate(tmp_path: Path, capsys: pytest.Ca
     np.testing.assert_array_equal(decode(store[0].videos["video"]), whole[::4])
     assert main(["data", "convert", str(source), str(tmp_path / "x"), "--size", "16"]) == 2
     assert "give height and width" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("case", ["droid_raw", "roboarena"])
+def test_recorded_videos_are_brought_to_a_size(case: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    expected = BUILDERS[case][1](tmp_path / "in")
+    assert main(["data", "convert", str(tmp_path / "in"), str(tmp_path / "out"), "--size", "8x12", "--crf", "0"]) == 0
+    store = EpisodeStore(tmp_path / "out")
+    assert store.cameras == dict.fromkeys(sorted(expected.frames), (8, 12))
+    for camera, frames in expected.frames.items():
+        small = [np.asarray(Image.fromarray(frame).resize((12, 8), Image.Resampling.BICUBIC)) for frame in frames]
+        np.testing.assert_array_equal(decode(store[0].videos[camera]), small)
 
 
 def test_a_store_is_of_one_conversion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,6 +226,15 @@ def test_wrong_tables_of_captions(tmp_path: Path) -> None:
     (tmp_path / "list.jsonl").write_text('{"video": "a.mp4", "text": "x"}\n')
     with pytest.raises(BadEpisode, match="is no video"):
         open_source(tmp_path)[0]
+
+
+@pytest.mark.parametrize("size", [(65535, 65535), (9000, 9000), (65535, 1)])
+def test_pictures_that_say_to_be_huge(size: tuple[int, int]) -> None:
+    data = bytearray(jpegs(pictures(0, 1))[0])
+    place = data.index(b"\xff\xc0") + 5  # height and width in the header of the frame
+    data[place : place + 4] = size[0].to_bytes(2, "big") + size[1].to_bytes(2, "big")
+    with pytest.raises(BadEpisode, match="a picture in here cannot be decoded"):
+        decode_picture(bytes(data), "here")
 
 
 def npz(data: bytes) -> bytes:

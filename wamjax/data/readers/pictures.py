@@ -12,6 +12,9 @@ from wamjax.data.storage import brief
 
 _LIMIT = 64_000_000  # pixels; a header that says more is damaged or hostile
 
+# What Pillow raises for damaged files besides, found by fuzzing.
+_DAMAGE = (OSError, ValueError, SyntaxError, TypeError, OverflowError, KeyError, IndexError, EOFError, MemoryError)
+
 
 def decode_picture(data: bytes, where: str, *, swapped_unless: bytes | None = None) -> np.ndarray:
     """A picture as RGB, uint8 (h, w, 3), decoded by libjpeg-turbo or libpng (through Pillow).
@@ -31,7 +34,7 @@ def decode_picture(data: bytes, where: str, *, swapped_unless: bytes | None = No
                 raise ValueError(f"{image.width}x{image.height} pixels")
             array = np.asarray(image.convert("RGB"))
             swapped = swapped_unless is not None and image.info.get("comment") != swapped_unless
-    except (OSError, ValueError, SyntaxError, TypeError, OverflowError, KeyError, IndexError) as error:
+    except (Image.DecompressionBombError, *_DAMAGE) as error:
         raise BadEpisode(f"a picture in {where} cannot be decoded ({brief(error)}): get it again") from error
     return array[..., ::-1] if swapped else array
 
