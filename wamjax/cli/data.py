@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 CRF = 18  # `video.CRF`, which importing would load video libraries for --help
 
+LINES = 20  # tasks or sources that are listed
+
 HELP = "collect a dataset in simulation, describe or convert one"
 
 
@@ -227,7 +229,9 @@ def _tasks(store: EpisodeStore) -> list[str]:
     steps: Counter[str] = Counter()
     for name, length in zip(names, store.lengths.tolist(), strict=True):
         steps[name] += length
-    return [f"{name}: {n} episodes of {steps[name] / n:.1f} steps" for name, n in sorted(Counter(names).items())]
+    counts = sorted(Counter(names).items())
+    lines = [f"{name}: {n} episodes of {steps[name] / n:.1f} steps" for name, n in counts[:LINES]]
+    return lines + ([f"and {len(counts) - LINES} more"] if len(counts) > LINES else [])
 
 
 def _spread(statistics: Any) -> str:
