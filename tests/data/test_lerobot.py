@@ -196,6 +196,14 @@ def test_wrong_metadata(file: str, damage: Callable[[Path], object], message: st
     assert "\n" not in str(error.value)
 
 
+def test_depth_is_left_out(tmp_path: Path) -> None:
+    shutil.copytree(SAMPLES / "lerobot30", folder := tmp_path / "set")
+    features = json.loads((folder / "meta/info.json").read_text())["features"]
+    features["observation.images.front"]["info"]["video.is_depth_map"] = True
+    edit(folder / "meta/info.json", features=features)
+    assert set(open_source(folder)[0].videos) == {"hand"}
+
+
 def test_damaged_episodes_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shutil.copytree(SAMPLES / "lerobot21", folder := tmp_path / "set")
     table = pyarrow.parquet.read_table(path := folder / "data/chunk-000/episode_000000.parquet")

@@ -56,7 +56,7 @@ def open_dataset(place: Place, options: Options) -> Source:
     """The episodes; `observation.images.<camera>` becomes the camera, every other feature a step field.
 
     Tasks become the language, or, in a dataset where they change in episodes, the annotation of every step. Other texts
-    are left out.
+    and depth are left out.
 
     Raises:
         UserError: metadata that is missing, damaged, or of another version.
@@ -65,12 +65,15 @@ def open_dataset(place: Place, options: Options) -> Source:
     info = read_json(place / "meta/info.json")
     try:
         version = int(str(info["codebase_version"]).lstrip("v").split(".")[0])
-        fps, features = float(info["fps"]), dict(info["features"])
+        fps = float(info["fps"])
         tables = {2: _version_2, 3: _version_3}.get(version)
         if tables is None:
             raise UserError(f"{place} is LeRobot v{version}: convert it to v2.1 or v3.0 with LeRobot")
-        for name, feature in features.items():
-            features[name] = (str(feature["dtype"]), tuple(int(size) for size in feature["shape"]))
+        features = {
+            name: (str(feature["dtype"]), tuple(int(size) for size in feature["shape"]))
+            for name, feature in info["features"].items()
+            if not _is_depth(feature)
+        }
         videos = [name for name, (dtype, _) in features.items() if dtype == "video"]
         entries, tasks = tables(place, info, videos)
     except MALFORMED as error:
@@ -200,6 +203,12 @@ class _LeRobot:
             pictures = stack((decode_picture(data, where) for data in files), where)
             videos[camera(name)] = self._encode(pictures, self._fps)
         return videos
+
+
+def _is_depth(feature: Mapping[str, Any]) -> bool:
+    """Whether a camera's pictures are distances."""
+    said: dict[str, Any] = {**(feature.get("video_info") or {}), **(feature.get("info") or {})}
+    return bool(said.get("video.is_depth_map") or said.get("is_depth_map"))
 
 
 def step_field(feature: str) -> str:
