@@ -196,12 +196,15 @@ def test_wrong_metadata(file: str, damage: Callable[[Path], object], message: st
     assert "\n" not in str(error.value)
 
 
-def test_depth_is_left_out(tmp_path: Path) -> None:
+def test_depth_and_what_is_no_number_is_left_out(tmp_path: Path) -> None:
     shutil.copytree(SAMPLES / "lerobot30", folder := tmp_path / "set")
     features = json.loads((folder / "meta/info.json").read_text())["features"]
     features["observation.images.front"]["info"]["video.is_depth_map"] = True
+    features["action"]["dtype"] = "what is not known yet"
     edit(folder / "meta/info.json", features=features)
-    assert set(open_source(folder)[0].videos) == {"hand"}
+    episode = open_source(folder)[0]
+    assert set(episode.videos) == {"hand"}
+    assert set(episode.steps) == {"observation/state", "next/success", "annotation"}
 
 
 def test_damaged_episodes_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -118,11 +118,7 @@ class _LeRobot:
         self.name, self._fps, self._robot, self._features = name, fps, robot, features
         self._entries, self._tasks, self._encode = entries, tasks, options.encode
         self._rows = _Rows()
-        self._vectors = [
-            name
-            for name, (dtype, _) in features.items()
-            if name not in BOOKKEEPING and dtype not in ("video", "image", "string", "language")
-        ]
+        self._vectors = [name for name, (dtype, _) in features.items() if name not in BOOKKEEPING and _is_number(dtype)]
         self._annotated = any(entry.tasks > 1 for entry in entries)
         self._pictures = [name for name, (dtype, _) in features.items() if dtype == "image"]
 
@@ -203,6 +199,14 @@ class _LeRobot:
             pictures = stack((decode_picture(data, where) for data in files), where)
             videos[camera(name)] = self._encode(pictures, self._fps)
         return videos
+
+
+def _is_number(dtype: str) -> bool:
+    """Whether a feature is numbers; others are texts, pictures and whatever later versions add."""
+    try:
+        return np.dtype(dtype).kind in "biuf"
+    except TypeError:
+        return False
 
 
 def _is_depth(feature: Mapping[str, Any]) -> bool:
