@@ -121,8 +121,9 @@ def fuzz(case: str, count: int, folder: Path) -> Counter[str]:
         assert outcome in ("refused", "harmless", "silent")
         if outcome == "silent":
             assert not name.name.endswith(GUARDED), (number, name, kind)
+            assert format != "native" or name.name.startswith("conversion"), (number, name, kind)
             assert name.name.endswith(SILENT), (number, name, kind)
-            whole = (".mp4", *TEXTS) if kind == "remove" and format in ("roboarena", "captions") else TEXTS
+            whole = (".mp4", ".parquet", *TEXTS) if kind == "remove" and format in ("roboarena", "captions") else TEXTS
             assert kind not in ("cut", "remove") or name.name.endswith(whole), (number, name, kind)
         outcomes[outcome] += 1
         shutil.rmtree(changed)

@@ -157,7 +157,9 @@ def test_verbs(ours: EpisodeStore, tmp_path: Path, capsys: pytest.CaptureFixture
     robot = ["--embodiment", str(own_file(tmp_path))]
     assert main(["data", "export-gear", str(ours.folder), str(tmp_path / "gear"), *robot]) == 0
     assert main(["data", "import-gear", str(tmp_path / "gear"), str(tmp_path / "back"), *robot]) == 0
-    assert capsys.readouterr().out.count("4 episodes") == 2
+    assert main(["data", "convert", str(tmp_path / "gear"), str(tmp_path / "too"), "--format", "gear", *robot]) == 0
+    assert capsys.readouterr().out.count("4 episodes") == 3
+    assert EpisodeStore(tmp_path / "too").fields == EpisodeStore(tmp_path / "back").fields
     assert main(["data", "import-gear", str(tmp_path), str(tmp_path / "x"), "--embodiment", "droid"]) == 2
     assert "info.json is missing" in capsys.readouterr().err
     assert main(["data", "export-gear", str(ours.folder), str(tmp_path / "x"), "--embodiment", "drod"]) == 2

@@ -5,8 +5,11 @@ The samples and what LeRobot returns for them (`.npz`) come from tests/oracles/l
 
 import functools
 import json
+import os
 import shutil
+import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +21,11 @@ from wamjax.cli.main import main
 from wamjax.data import convert
 from wamjax.data.episode import BadEpisode, Episode
 from wamjax.data.lerobot_export import export_dataset
-from wamjax.data.readers import Options, Source, open_source
+from wamjax.data.readers import Listed, Options, Source, open_source
+from wamjax.data.storage import Place
 from wamjax.data.store import EpisodeStore
 from wamjax.data.video import decode, encode
+from wamjax.data.video_files import cut, frame_rate, read_video
 from wamjax.errors import UserError
 
 SAMPLES = Path(__file__).parent / "samples"
@@ -80,6 +85,22 @@ def test_there_and_back(version: str, tmp_path: Path) -> None:
     assert abs(stats["observation.images.front"]["mean"][0][0][0] - picture.mean()) < 0.03
 
 
+def test_videos_of_another_rate_are_shown_at_the_datasets(tmp_path: Path) -> None:
+    """RoboArena's files say 10 Hz for steps of 15 Hz, and have a picture too many; LeRobot looks them up by time."""
+    from tests.data.formats import roboarena
+
+    (tmp_path / "in").mkdir()
+    expected = roboarena(tmp_path / "in")
+    one = open_source(tmp_path / "in")
+    export_dataset(Listed("two", [0, 0], one.__getitem__), tmp_path / "out")
+    back = open_source(tmp_path / "out", options=LOSSLESS)
+    for episode in (back[0], back[1]):
+        for camera, frames in expected.frames.items():
+            np.testing.assert_array_equal(decode(episode.videos[camera]), frames)
+    file = Place.of(next(tmp_path.glob("out/videos/*/*/*.mp4")))
+    assert frame_rate(read_video(file)) == 15
+
+
 def test_files_begin_anew_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wamjax.data.lerobot_export.DATA_BYTES", 300)
     monkeypatch.setattr("wamjax.data.lerobot_export.VIDEO_BYTES", 3000)
@@ -99,9 +120,6 @@ def test_rows_are_found_in_the_file_after(tmp_path: Path) -> None:
 
 
 def test_parts_that_cannot_be_copied_are_encoded_again(tmp_path: Path, make_scene: Callable) -> None:
-    from wamjax.data.storage import Place
-    from wamjax.data.video_files import cut
-
     frames = make_scene(40, seed=3)
     video = encode(frames, 20, gop=10)
     (tmp_path / "a.mp4").write_bytes(video.data)
@@ -178,6 +196,17 @@ def test_wrong_metadata(file: str, damage: Callable[[Path], object], message: st
     assert "\n" not in str(error.value)
 
 
+def test_depth_and_what_is_no_number_is_left_out(tmp_path: Path) -> None:
+    shutil.copytree(SAMPLES / "lerobot30", folder := tmp_path / "set")
+    features = json.loads((folder / "meta/info.json").read_text())["features"]
+    features["observation.images.front"]["info"]["video.is_depth_map"] = True
+    features["action"]["dtype"] = "what is not known yet"
+    edit(folder / "meta/info.json", features=features)
+    episode = open_source(folder)[0]
+    assert set(episode.videos) == {"hand"}
+    assert set(episode.steps) == {"observation/state", "next/success", "annotation"}
+
+
 def test_damaged_episodes_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     shutil.copytree(SAMPLES / "lerobot21", folder := tmp_path / "set")
     table = pyarrow.parquet.read_table(path := folder / "data/chunk-000/episode_000000.parquet")
@@ -188,6 +217,36 @@ def test_damaged_episodes_are_left_out(tmp_path: Path, caplog: pytest.LogCapture
     assert convert.to_store(open_source(folder), tmp_path / "store") == 1
     assert "episode 0 is left out: timestamps of episode 0" in caplog.text
     assert "episode 2 is left out" in caplog.text
-    (folder / "data/chunk-000/episode_000001.parquet").unlink()
+    slow = folder / "videos/chunk-000/observation.images.front/episode_000001.mp4"
+    slow.write_bytes(encode(np.zeros((5, 32, 48, 3), np.uint8), 20).data)
     with pytest.raises(UserError, match="none of the 3 episodes"):
         convert.to_store(open_source(folder), tmp_path / "other")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("WAMJAX_ORACLES" not in os.environ, reason="WAMJAX_ORACLES: the folder given to tests/oracles")
+@pytest.mark.parametrize("source", ["lerobot21", "lerobot30", "several files", "native"])
+def test_lerobot_opens_our_output(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make_episode: Callable[..., Episode]
+) -> None:
+    """LeRobot 0.4.4 itself returns the values, texts and frames that we wrote."""
+    if source == "native":
+        episodes: Source = Listed("ours", [5, 12, 7], lambda length: renamed(make_episode(length, length)))
+    else:
+        episodes = open_source(SAMPLES / ("lerobot21" if source == "several files" else source))
+    if source == "several files":
+        monkeypatch.setattr("wamjax.data.lerobot_export.DATA_BYTES", 300)
+        monkeypatch.setattr("wamjax.data.lerobot_export.VIDEO_BYTES", 3000)
+    export_dataset(episodes, tmp_path / "out")
+    script = Path(__file__).parents[1] / "oracles/lerobot.sh"
+    read = ["bash", script, os.environ["WAMJAX_ORACLES"], "read", tmp_path / "out", tmp_path / "out.npz"]
+    subprocess.run(read, check=True)
+    assert_equals_lerobot(episodes, tmp_path / "out.npz")
+
+
+def renamed(episode: Episode) -> Episode:
+    """One of the synthetic episodes with the names of the samples."""
+    steps = {"action": episode.steps["action"], "next/success": episode.steps["success"]}
+    videos = dict(zip(("front", "hand"), episode.videos.values(), strict=True))
+    state = episode.steps["observation/cartesian_position"]
+    return replace(episode, steps={**steps, "observation/state": state}, videos=videos)

@@ -10,14 +10,16 @@ import fsspec
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
-from tests.data.formats import BUILDERS, Expected, H, T, W, hostile_pickle, pictures
+from tests.data.formats import BUILDERS, Expected, H, T, W, hostile_pickle, jpegs, pictures
 from wamjax.cli import data as verb
 from wamjax.cli.main import main
 from wamjax.data import convert
 from wamjax.data.episode import BadEpisode
 from wamjax.data.pickles import read_arrays, safe_loads
 from wamjax.data.readers import FORMATS, Options, Source, open_source, recognise, titles
+from wamjax.data.readers.pictures import decode_picture
 from wamjax.data.storage import Place
 from wamjax.data.store import EpisodeStore
 from wamjax.data.video import decode, encode
@@ -42,10 +44,11 @@ def assert_holds(source: Source, expected: Expected) -> None:
 @pytest.mark.parametrize("case", BUILDERS)
 def test_read_as_written(case: str, tmp_path: Path) -> None:
     format, build = BUILDERS[case]
-    expected = build(tmp_path)
-    assert recognise(Place.of(tmp_path)) == format
-    assert_holds(open_source(tmp_path, options=LOSSLESS), expected)
-    assert convert.to_store(open_source(tmp_path), tmp_path / "store") == expected.episodes
+    (folder := tmp_path / "a [1]").mkdir()
+    expected = build(folder)
+    assert recognise(Place.of(folder)) == format
+    assert_holds(open_source(folder, options=LOSSLESS), expected)
+    assert convert.to_store(open_source(folder), tmp_path / "store") == expected.episodes
     assert len(EpisodeStore(tmp_path / "store")) == expected.episodes
 
 
@@ -98,6 +101,62 @@ def test_videos_are_brought_to_a_size_and_rate(tmp_path: Path, capsys: pytest.Ca
     assert "give height and width" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("case", ["droid_raw", "roboarena"])
+def test_recorded_videos_are_brought_to_a_size(case: str, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    expected = BUILDERS[case][1](tmp_path / "in")
+    assert main(["data", "convert", str(tmp_path / "in"), str(tmp_path / "out"), "--size", "8x12", "--crf", "0"]) == 0
+    store = EpisodeStore(tmp_path / "out")
+    assert store.cameras == dict.fromkeys(sorted(expected.frames), (8, 12))
+    for camera, frames in expected.frames.items():
+        small = [np.asarray(Image.fromarray(frame).resize((12, 8), Image.Resampling.BICUBIC)) for frame in frames]
+        np.testing.assert_array_equal(decode(store[0].videos[camera]), small)
+
+
+def test_a_store_is_of_one_conversion(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sample, out = str(SAMPLES / "lerobot21"), str(tmp_path / "out")
+    assert main(["data", "convert", sample, out]) == 0
+    for arguments, message in (
+        ([sample, out, "--crf", "0"], "was begun with crf 18, now 0"),
+        ([str(SAMPLES / "lerobot30"), out], "name lerobot21, now lerobot30"),
+    ):
+        assert main(["data", "convert", *arguments]) == 2
+        assert message in capsys.readouterr().err
+    (tmp_path / "out/conversion-train.json").unlink()
+    assert main(["data", "convert", sample, out]) == 2
+    assert "holds a split 'train' already" in capsys.readouterr().err
+
+
+def fuzzed(data: bytes, rng: np.random.Generator) -> bytes:
+    changed = bytearray(data)
+    for _ in range(int(rng.integers(1, 4))):
+        changed[int(rng.integers(len(changed)))] = int(rng.integers(256))
+    return bytes(changed[: int(rng.integers(len(changed) // 2, len(changed) + 1))])
+
+
+def test_mutated_pickles_are_refused_or_data(tmp_path: Path) -> None:
+    """Without the checksums of a zip file around them, and with the names of others in reach of a mutation."""
+    steps = [{"action": np.arange(8.0), "joint_position": np.ones(7, np.float32), "n": t} for t in range(3)]
+    np.save(tmp_path / "x.npy", np.array(steps, dtype=object), allow_pickle=True)
+    data, refused = (tmp_path / "x.npy").read_bytes(), 0
+    for number in range(500):
+        (tmp_path / "y.npy").write_bytes(fuzzed(data, np.random.default_rng(number)))
+        try:
+            values = [read_arrays(Place.of(tmp_path / "y.npy"))[""]]
+        except BadEpisode:
+            refused += 1
+            continue
+        while values:
+            value = values.pop()
+            if isinstance(value, dict):
+                values += [*value, *value.values()]
+            elif isinstance(value, list | tuple):
+                values += value
+            else:
+                assert value is None or isinstance(value, bool | int | float | str | bytes | np.ndarray)
+    assert refused > 250
+
+
 def test_what_cannot_be_opened(tmp_path: Path) -> None:
     (tmp_path / "notes.md").write_text("nothing")
     cases = [
@@ -128,6 +187,7 @@ WRONG = [
     ("aloha", "episode_0.hdf5", "observations/images/cam_high", np.zeros((2, H, W, 3), np.uint8), "2 pictures for 5"),
     ("aloha", "episode_0.hdf5", "observations/images/cam_high", np.zeros((T, 40), np.uint8), "cannot be decoded"),
     ("robotwin_v1", "episode_0000000.hdf5", "data_format_version", "v2.0", "has the format v2.0"),
+    ("robotwin_v1", "episode_0000000.hdf5", "additional_info/frequency", 10**9, "1e+09 steps per second"),
     ("robotwin_v1", "episode_0000000.hdf5", "instructions", "[", "cannot be read as HDF5"),
     (
         "droid_raw",
@@ -166,6 +226,15 @@ def test_wrong_tables_of_captions(tmp_path: Path) -> None:
     (tmp_path / "list.jsonl").write_text('{"video": "a.mp4", "text": "x"}\n')
     with pytest.raises(BadEpisode, match="is no video"):
         open_source(tmp_path)[0]
+
+
+@pytest.mark.parametrize("size", [(65535, 65535), (9000, 9000), (65535, 1)])
+def test_pictures_that_say_to_be_huge(size: tuple[int, int]) -> None:
+    data = bytearray(jpegs(pictures(0, 1))[0])
+    place = data.index(b"\xff\xc0") + 5  # height and width in the header of the frame
+    data[place : place + 4] = size[0].to_bytes(2, "big") + size[1].to_bytes(2, "big")
+    with pytest.raises(BadEpisode, match="a picture in here cannot be decoded"):
+        decode_picture(bytes(data), "here")
 
 
 def npz(data: bytes) -> bytes:

@@ -24,10 +24,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from wamjax.data.episode import Episode
     from wamjax.data.readers import Source
     from wamjax.data.store import EpisodeStore
 
 CRF = 18  # `video.CRF`, which importing would load video libraries for --help
+
+LINES = 20  # tasks or sources that are listed
 
 HELP = "collect a dataset in simulation, describe or convert one"
 
@@ -112,14 +117,43 @@ def _export_gear(args: argparse.Namespace) -> None:
 
 
 def _convert(args: argparse.Namespace) -> None:
+    from rich.console import Console
+    from rich.progress import Progress
+
     from wamjax.data import convert, lerobot_export
 
     source = _open(args)
-    if args.to == "lerobot":
-        count = lerobot_export.export_dataset(source, args.out)
-    else:
-        count = convert.to_store(source, args.out, split=args.split)
+    settings = {key: getattr(args, key) for key in ("source", "split", "crf", "size", "fps", "embodiment")}
+    with Progress(console=Console(stderr=True)) as bars:
+        watched = _Watched(source, bars)
+        if args.to == "lerobot":
+            count = lerobot_export.export_dataset(watched, args.out)
+        else:
+            count = convert.to_store(watched, args.out, split=args.split, settings=settings)
+        watched.finish()
     print(f"dataset     {args.out}: {count} of {len(source)} episodes")
+
+
+class _Watched:
+    """A source that shows how far its reading is."""
+
+    def __init__(self, source: Source, bars: Progress):
+        self._source, self._bars = source, bars
+        self._bar = bars.add_task(f"converting {source.name}", total=len(source))
+
+    @property
+    def name(self) -> str:
+        return self._source.name
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Episode:
+        self._bars.update(self._bar, completed=index)
+        return self._source[index]
+
+    def finish(self) -> None:
+        self._bars.update(self._bar, completed=len(self))
 
 
 def _open(args: argparse.Namespace) -> Source:
@@ -195,7 +229,9 @@ def _tasks(store: EpisodeStore) -> list[str]:
     steps: Counter[str] = Counter()
     for name, length in zip(names, store.lengths.tolist(), strict=True):
         steps[name] += length
-    return [f"{name}: {n} episodes of {steps[name] / n:.1f} steps" for name, n in sorted(Counter(names).items())]
+    counts = sorted(Counter(names).items())
+    lines = [f"{name}: {n} episodes of {steps[name] / n:.1f} steps" for name, n in counts[:LINES]]
+    return lines + ([f"and {len(counts) - LINES} more"] if len(counts) > LINES else [])
 
 
 def _spread(statistics: Any) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
-from wamjax.data.episode import BadEpisode, Episode
+from wamjax.data.episode import JSON, BadEpisode, Episode
+from wamjax.data.files import write_json
 from wamjax.data.readers import Source
-from wamjax.data.storage import PathLike
+from wamjax.data.storage import PathLike, Place, read_json
 from wamjax.data.store import finish, finished_shard, schema, write_shard
 from wamjax.errors import UserError
 
@@ -16,15 +18,24 @@ SHARD_EPISODES = 64
 _log = logging.getLogger(__name__)
 
 
-def to_store(source: Source, destination: PathLike, *, split: str = "train", name: str = "part") -> int:
+def to_store(
+    source: Source,
+    destination: PathLike,
+    *,
+    split: str = "train",
+    name: str = "part",
+    settings: Mapping[str, JSON] | None = None,
+) -> int:
     """Write a source as one split of a store; returns the split's number of episodes.
 
     Episodes that are damaged, or that have other fields, cameras or another frame rate than the first sound one, are
-    left out, and logged.
+    left out, and logged. `settings` are whatever the result depends on: only with equal ones does an interrupted
+    conversion go on.
 
     Raises:
-        UserError: no episode is sound, or the disk is full.
+        UserError: no episode is sound, the split holds or was begun with something else, or the disk is full.
     """
+    _begin(Path(destination), split, {"episodes": len(source), "name": source.name, **(settings or {})})
     expected: dict[str, Any] | None = None
     for start in range(0, len(source), SHARD_EPISODES):
         shard = f"{name}-{start:06d}"
@@ -33,6 +44,24 @@ def to_store(source: Source, destination: PathLike, *, split: str = "train", nam
             numbers = range(start, min(start + SHARD_EPISODES, len(source)))
             write_shard(destination, split, shard, sound(source, numbers, expected))
     return int(finish(destination)["splits"][split]["episodes"])
+
+
+def _begin(folder: Path, split: str, settings: dict[str, JSON]) -> None:
+    """Note what is converted, or compare it with what was noted when that began."""
+    file = folder / f"conversion-{split}.json"
+    if file.exists():
+        begun = read_json(Place.of(file))
+        if begun != settings:
+            known = begun if isinstance(begun, dict) else {}
+            other = [
+                f"{key} {known.get(key)}, now {settings[key]}" for key in settings if known.get(key) != settings[key]
+            ]
+            raise UserError(f"{folder} was begun with {'; '.join(other)}: delete it or write elsewhere")
+    elif any(folder.glob(f"{split}-*")):
+        raise UserError(f"{folder} holds a split '{split}' already: write elsewhere")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(file, settings)
 
 
 def sound(source: Source, numbers: range, expected: dict[str, Any] | None = None) -> Iterator[Episode]:

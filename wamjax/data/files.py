@@ -72,6 +72,30 @@ def keep_lines(path: Path, wanted: Callable[[Any], bool]) -> None:
         partial.write_text("".join(kept))
 
 
+def write_sealed(path: Path, content: dict[str, Any]) -> None:
+    """Write `content` as JSON with a checksum of itself, completely or not at all."""
+    write_json(path, {"checksum": _digest(content), **content})
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """The content of such a file, or of one without a checksum, as they were written before.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged.
+    """
+    content = json.loads(path.read_bytes())
+    if not isinstance(content, dict):
+        raise ValueError("it is no table")
+    if content.pop("checksum", None) not in (None, _digest(content)):
+        raise ValueError("its checksum is wrong")
+    return content
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:

@@ -1,6 +1,6 @@
 """HDF5 files as arrays and pictures; whatever is wrong with a file is a `BadEpisode`.
 
-HDF5 has no checksums unless a writer asked for them (`fletcher32`, which none of the published sets did): a flipped bit
+HDF5 has no checksums unless a writer asked for them (`fletcher32`), which the writers read here do not: a flipped bit
 in stored numbers cannot be noticed, one in the structure or in compressed data mostly is.
 """
 

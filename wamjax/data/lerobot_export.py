@@ -24,7 +24,7 @@ from wamjax.data.readers import Source
 from wamjax.data.readers.lerobot import BOOKKEEPING, camera_feature, feature_name
 from wamjax.data.store import schema
 from wamjax.data.video import decode
-from wamjax.data.video_concat import VideoFiles
+from wamjax.data.video_concat import VideoFiles, check_even
 from wamjax.errors import UserError
 
 DATA_BYTES, VIDEO_BYTES = 100 << 20, 200 << 20  # LeRobot's own limits of a file, before the next is begun
@@ -80,9 +80,9 @@ class _Writer:
             files.callback(self._data.close)
             for episode, pixels in _alike(source):
                 if first is None:
-                    first = episode
+                    first, fps = episode, float(episode.metadata["fps"])  # type: ignore[arg-type]
                     for camera in episode.videos:
-                        writer = VideoFiles(self._folder, _VIDEO, camera_feature(camera), VIDEO_BYTES, CHUNK_FILES)
+                        writer = VideoFiles(self._folder, _VIDEO, camera_feature(camera), fps, VIDEO_BYTES, CHUNK_FILES)
                         self._videos[camera] = writer
                         files.callback(writer.close)
                 self._write_episode(episode, pixels)
@@ -235,6 +235,8 @@ def _alike(source: Source) -> Iterator[tuple[Episode, dict[str, np.ndarray]]]:
     for number in range(len(source)):
         for episode in sound(source, range(number, number + 1), expected):
             try:
+                for video in episode.videos.values():
+                    check_even(video)
                 pixels = {camera_feature(camera): _pixels(video) for camera, video in episode.videos.items()}
             except BadEpisode as error:
                 _log.warning("episode %d is left out: %s", number, error)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
+import tokenize
 import zipfile
 import zlib
 from typing import Any
@@ -32,6 +33,7 @@ _INSTRUCTIONS = frozenset(
 )
 # What damaged or hostile input raises in the modules used here, found by fuzzing.
 _DAMAGE = (
+    *(SyntaxError, tokenize.TokenError),  # NumPy's headers are Python
     *(pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError),
     *(ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError, MemoryError, RecursionError),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
 import tempfile
@@ -74,7 +75,7 @@ class Place:
 
     def find(self, pattern: str) -> list[Place]:
         """What matches a pattern of `*`, `?` and `**` inside this folder, in the order of the paths."""
-        found = self._system.glob(f"{self.path.rstrip('/')}/{pattern}")
+        found = self._system.glob(f"{glob.escape(self.path.rstrip('/'))}/{pattern}")
         return [Place(path, self._system) for path in sorted(found)]
 
     def open(self) -> BinaryIO:

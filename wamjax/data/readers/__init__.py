@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from wamjax.data.embodiments import Embodiment
-from wamjax.data.episode import Episode, Video
+from wamjax.data.episode import BadEpisode, Episode, Video
 from wamjax.data.reshape import reshape
 from wamjax.data.storage import PathLike, Place
 from wamjax.data.video import encode
@@ -41,6 +41,10 @@ FORMATS = (
 
 A module has `TITLE`, `recognises(place) -> bool` and `open_dataset(place, options) -> Source`.
 """
+
+
+FASTEST = 1000.0
+"""Steps per second beyond which a rate is taken for damage, Hz."""
 
 
 class Source(Protocol):
@@ -120,7 +124,10 @@ class Options:
         """Steps per second: those asked for, or `known`."""
         if self.fps is None and known is None:
             raise UserError(f"{place} does not say how many steps a second has: give --fps")
-        return float(self.fps or known or 0)
+        rate = float(known if self.fps is None else self.fps)  # type: ignore[arg-type]
+        if not 0 < rate <= FASTEST:
+            raise BadEpisode(f"{place} has {rate:g} steps per second: give another --fps")
+        return rate
 
 
 def open_source(address: Place | PathLike, format: str | None = None, options: Options = Options()) -> Source:

@@ -58,6 +58,8 @@ def open_dataset(place: Place, options: Options) -> Source:
 def _entries(folder: Place) -> list[_Entry]:
     """First and last step and the instruction of each episode."""
     annotations = folder / "lang_annotations/auto_lang_ann.npy"
+    if not annotations.is_file() and annotations.parent.exists():
+        raise UserError(f"{annotations} is missing: get it again, or remove its folder to read whole recordings")
     table = annotations if annotations.is_file() else folder / "ep_start_end_ids.npy"
     try:
         found: Any = read_arrays(table)[""]

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from typing import Any
 
-from wamjax.data.episode import JSON, BadEpisode, Episode
+from wamjax.data.episode import JSON, Episode
 from wamjax.data.readers import Listed, Options, Source
 from wamjax.data.reshape import reshape
 from wamjax.data.storage import Place, brief, read_lines
@@ -28,7 +29,7 @@ _Entry = tuple[Place, tuple[str, ...]]
 
 def recognises(place: Place) -> bool:
     """Whether it is a table, or a folder with one or with MP4 files."""
-    return _table(place) is not None or bool(place.find("*.mp4"))
+    return _table(place) is not None or bool(place.find("*.mp4") or place.find("*/*.mp4"))
 
 
 def open_dataset(place: Place, options: Options) -> Source:
@@ -96,9 +97,7 @@ def _beside(video: Place) -> tuple[str, ...]:
 def _episode(file: Place, captions: tuple[str, ...], options: Options) -> Episode:
     video = read_video(file)
     if options.fps is not None:
-        video = reshape(video, options.size, options.fps, options.encode)
-    fps = frame_rate(video)
-    if not fps > 0:
-        raise BadEpisode(f"{file} has no frame rate: give --fps")
-    metadata: dict[str, JSON] = {"fps": round(fps, 6), "source": file.name}
+        video = reshape(video, options.size, options.rate(None, file), options.encode)
+    fps = replace(options, fps=None).rate(round(frame_rate(video), 6), file)
+    metadata: dict[str, JSON] = {"fps": fps, "source": file.name}
     return Episode({}, {"video": video}, captions, metadata)

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 
 from wamjax.data.episode import ANNOTATION, ANNOTATIONS, BadEpisode, Episode, Video
-from wamjax.data.readers import Options, Source
+from wamjax.data.readers import FASTEST, Options, Source
 from wamjax.data.readers.pictures import decode_picture, stack
 from wamjax.data.storage import MALFORMED, Place, brief, read_json, read_lines
 from wamjax.data.tables import column_array, open_table, row_groups
-from wamjax.data.video_files import cut, read_video
+from wamjax.data.video_files import cut, frame_rate, read_video
 from wamjax.errors import UserError
 
 TITLE = "LeRobot v2.0, v2.1 and v3.0 (GEAR as plain LeRobot)"
@@ -56,7 +56,7 @@ def open_dataset(place: Place, options: Options) -> Source:
     """The episodes; `observation.images.<camera>` becomes the camera, every other feature a step field.
 
     Tasks become the language, or, in a dataset where they change in episodes, the annotation of every step. Other texts
-    are left out.
+    and depth are left out.
 
     Raises:
         UserError: metadata that is missing, damaged, or of another version.
@@ -65,17 +65,20 @@ def open_dataset(place: Place, options: Options) -> Source:
     info = read_json(place / "meta/info.json")
     try:
         version = int(str(info["codebase_version"]).lstrip("v").split(".")[0])
-        fps, features = float(info["fps"]), dict(info["features"])
+        fps = float(info["fps"])
         tables = {2: _version_2, 3: _version_3}.get(version)
         if tables is None:
             raise UserError(f"{place} is LeRobot v{version}: convert it to v2.1 or v3.0 with LeRobot")
-        for name, feature in features.items():
-            features[name] = (str(feature["dtype"]), tuple(int(size) for size in feature["shape"]))
+        features = {
+            name: (str(feature["dtype"]), tuple(int(size) for size in feature["shape"]))
+            for name, feature in info["features"].items()
+            if not _is_depth(feature)
+        }
         videos = [name for name, (dtype, _) in features.items() if dtype == "video"]
         entries, tasks = tables(place, info, videos)
     except MALFORMED as error:
         raise UserError(f"metadata in {place}/meta is damaged ({brief(error)}): write it again") from error
-    if not features or not entries or not 0 < fps < float("inf") or min(entry.length for entry in entries) < 1:
+    if not features or not entries or not 0 < fps <= FASTEST or min(entry.length for entry in entries) < 1:
         raise UserError(
             f"metadata in {place}/meta lists no episodes, an empty one, nothing in them, or fps={fps}: write it again"
         )
@@ -115,11 +118,7 @@ class _LeRobot:
         self.name, self._fps, self._robot, self._features = name, fps, robot, features
         self._entries, self._tasks, self._encode = entries, tasks, options.encode
         self._rows = _Rows()
-        self._vectors = [
-            name
-            for name, (dtype, _) in features.items()
-            if name not in BOOKKEEPING and dtype not in ("video", "image", "string", "language")
-        ]
+        self._vectors = [name for name, (dtype, _) in features.items() if name not in BOOKKEEPING and _is_number(dtype)]
         self._annotated = any(entry.tasks > 1 for entry in entries)
         self._pictures = [name for name, (dtype, _) in features.items() if dtype == "image"]
 
@@ -188,6 +187,9 @@ class _LeRobot:
                 videos[camera(name)] = read_video(file, entry.length)
             else:
                 videos[camera(name)] = cut(file, round(start * self._fps), entry.length, self._encode)
+            rate = frame_rate(videos[camera(name)])
+            if abs(rate - self._fps) * (entry.length - 1) > 0.5 * rate:  # the last picture would be another
+                raise BadEpisode(f"{file} has {rate:g} pictures per second for {self._fps:g} steps: convert it again")
         for name in self._pictures:
             where = f"{name} of episode {entry.number} in {entry.data}"
             try:
@@ -197,6 +199,20 @@ class _LeRobot:
             pictures = stack((decode_picture(data, where) for data in files), where)
             videos[camera(name)] = self._encode(pictures, self._fps)
         return videos
+
+
+def _is_number(dtype: str) -> bool:
+    """Whether a feature is numbers; others are texts, pictures and whatever later versions add."""
+    try:
+        return np.dtype(dtype).kind in "biuf"
+    except TypeError:
+        return False
+
+
+def _is_depth(feature: Mapping[str, Any]) -> bool:
+    """Whether a camera's pictures are distances."""
+    said: dict[str, Any] = {**(feature.get("video_info") or {}), **(feature.get("info") or {})}
+    return bool(said.get("video.is_depth_map") or said.get("is_depth_map"))
 
 
 def step_field(feature: str) -> str:

@@ -12,12 +12,15 @@ from wamjax.data.storage import brief
 
 _LIMIT = 64_000_000  # pixels; a header that says more is damaged or hostile
 
+# What Pillow raises for damaged files besides, found by fuzzing.
+_DAMAGE = (OSError, ValueError, SyntaxError, TypeError, OverflowError, KeyError, IndexError, EOFError, MemoryError)
+
 
 def decode_picture(data: bytes, where: str, *, swapped_unless: bytes | None = None) -> np.ndarray:
     """A picture as RGB, uint8 (h, w, 3), decoded by libjpeg-turbo or libpng (through Pillow).
 
-    PNG has checksums. JPEG has none: a flipped bit in its coefficients can give another picture that nobody can tell
-    from a real one; what is cut short or breaks the coding is refused. `swapped_unless`, where given, exchanges red and
+    PNG has checksums. JPEG has none, and its decoder goes on after an impossible code: nearly every flipped bit inside
+    it gives another picture. What is cut short is refused. `swapped_unless`, where given, exchanges red and
     blue of a picture that has not this comment.
 
     Raises:
@@ -31,7 +34,7 @@ def decode_picture(data: bytes, where: str, *, swapped_unless: bytes | None = No
                 raise ValueError(f"{image.width}x{image.height} pixels")
             array = np.asarray(image.convert("RGB"))
             swapped = swapped_unless is not None and image.info.get("comment") != swapped_unless
-    except (OSError, ValueError, SyntaxError, TypeError, OverflowError, KeyError, IndexError) as error:
+    except (Image.DecompressionBombError, *_DAMAGE) as error:
         raise BadEpisode(f"a picture in {where} cannot be decoded ({brief(error)}): get it again") from error
     return array[..., ::-1] if swapped else array
 

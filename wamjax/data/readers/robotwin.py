@@ -43,7 +43,7 @@ def recognises(place: Place) -> bool:
 def open_dataset(place: Place, options: Options) -> Source:
     """The episodes: `observation/<name>`, and `action` (legacy) or `action_dict/<name>` (v1.0)."""
     options.only_train(place)
-    return Listed(place.stem, _files(place), lambda file: _episode(file, place, options))
+    return Listed(place.stem, _files(place), lambda file: _episode(file, options))
 
 
 def _files(place: Place) -> list[Place]:
@@ -52,14 +52,14 @@ def _files(place: Place) -> list[Place]:
     return sorted(place.find("**/episode*.hdf5"), key=lambda file: (file.parent.path, len(file.name), file.name))
 
 
-def _episode(file: Place, place: Place, options: Options) -> Episode:
+def _episode(file: Place, options: Options) -> Episode:
     with open_file(file) as opened:
         steps, shown, language, fps = (_legacy if "joint_action" in opened else _version_1)(opened, file)
     length = len(next(iter(steps.values())))
     for camera, frames in shown.items():
         if len(frames) < length:
             raise BadEpisode(f"camera {camera} of {file} has {len(frames)} pictures for {length} steps: get it again")
-    rate = options.rate(fps, place)
+    rate = options.rate(fps, file)
     videos: dict[str, Video] = {camera: options.encode(frames[:length], rate) for camera, frames in shown.items()}
     return Episode(steps, videos, language, {"fps": rate, "embodiment": "robotwin", "source": file.name})
 
