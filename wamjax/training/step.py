@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -14,6 +15,7 @@ from jaxtyping import Array, Int
 
 from wamjax.policies.contract import Batch, Draws, Encoded, Params, Pass
 from wamjax.sharding.mesh import OnMesh, Rules, batch_sharding, replicated, shardings
+from wamjax.training.optimizer import at_rest
 
 Metrics = dict[str, Array]
 
@@ -68,7 +70,7 @@ def init_state(
 ) -> TrainState:
     """A fresh state, created where it belongs on the mesh, of `initial` (used up) or else the policy's parameters."""
     create = _creator(policy, optimizer, ema, seed)
-    places = shardings(jax.eval_shape(create, initial), rules, mesh)
+    places = _places(optimizer, jax.eval_shape(create, initial), rules, mesh)
     return jax.jit(create, out_shardings=places, donate_argnums=0)(initial)
 
 
@@ -80,8 +82,14 @@ def abstract_state(
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
-        shardings(shapes, rules, mesh),
+        _places(optimizer, shapes, rules, mesh),
     )
+
+
+def _places(optimizer: optax.GradientTransformation, shapes: TrainState, rules: Rules, mesh: Mesh) -> TrainState:
+    """Where every leaf of the state lies between steps."""
+    places: TrainState = shardings(shapes, rules, mesh)
+    return dataclasses.replace(places, opt_state=at_rest(optimizer, shapes.opt_state, places.opt_state))
 
 
 def _creator(
