@@ -1,5 +1,6 @@
 """A sequence over eight simulated devices gives what one device gives: attention, losses and gradients."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -74,11 +75,12 @@ for sizes, portions in eval(sys.argv[1]):
     mesh = make_mesh(MeshConfig(**sizes))
     placed = jax.device_put(params, shardings(params, PARTITIONS, mesh))
     run = OnMesh(mesh, jax.jit(step, static_argnums=3))
-    found = run(placed, frozen, to_devices(batch, mesh), portions)
+    found, worst = run(placed, frozen, to_devices(batch, mesh), portions), 0.0
     for (path, one), other in zip(jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True):
         error = float(jnp.abs(one - other).max() / jnp.maximum(jnp.abs(other).max(), 1e-3))
         assert error < 1e-5, (sizes, jax.tree_util.keystr(path), error)
-    print(sizes, portions, "equal")
+        worst = max(worst, error)
+    print(sizes, portions, f"equal to {worst:.1e}", flush=True)
 """
 
 PLANS = ("teacher", "long", "causal", "full")
@@ -100,18 +102,30 @@ def test_attention_over_devices_equals_one(plans, meshes):
     assert on_eight_devices(ATTENTION, ",".join(plans), repr(meshes)).count("equal") == len(plans)
 
 
-MESHES = (
-    ({"data": 8}, 1),
-    ({"fsdp": 8}, 1),
-    ({"data": 2, "context": 4}, 1),
-    ({"fsdp": 2, "ring": 4}, 1),
-    ({"fsdp": 4, "tensor": 2}, 1),
+AXES = ("data", "fsdp", "context", "ring", "tensor")
+DIVIDES_HEADS = ("context", "tensor")  # of which there are 4
+
+
+def meshes() -> list[dict[str, int]]:
+    """Of eight devices: every axis by itself, and all mixes of two and of three; replicas are what is left."""
+    alone = [{axis: 4 if axis in DIVIDES_HEADS else 8} for axis in AXES]
+    mixed = [dict.fromkeys(axes, 2) for several in (2, 3) for axes in itertools.combinations(AXES, several)]
+    return [{"replica": 8, "data": 1}, *({"data": 1, "replica": -1} | sizes for sizes in alone + mixed)]
+
+
+EVERY = tuple((sizes, 1) for sizes in meshes())
+IN_PORTIONS = (
     ({"data": 1, "fsdp": 2, "context": 2, "tensor": 2}, 2),
     ({"data": 2, "ring": 2, "context": 2}, 4),
 )
+"""Sizes of a mesh, and in how many portions the batch is read."""
 
 
-@pytest.mark.parametrize("meshes", [MESHES[-2:], pytest.param(MESHES, marks=pytest.mark.slow)], ids=["some", "all"])
+@pytest.mark.parametrize(
+    "meshes", [IN_PORTIONS, pytest.param(EVERY, marks=pytest.mark.slow)], ids=["in portions", "every mesh"]
+)
 def test_loss_and_gradients_over_devices_equal_those_of_one(meshes):
     """DreamZero's, whose clean and noisy copies see each other by rule; with blocks and actions that samples lack."""
-    assert on_eight_devices(GRADIENTS, repr(meshes)).count("equal") == len(meshes)
+    said = on_eight_devices(GRADIENTS, repr(meshes))
+    assert said.count("equal") == len(meshes)
+    print(said)
