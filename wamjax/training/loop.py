@@ -28,6 +28,7 @@ from wamjax.training.checkpoint import Checkpoints, DamagedCheckpoint
 from wamjax.training.lora import LoRAConfig, adapt
 from wamjax.training.metrics import MetricWriter, SilentWriter, make_writer
 from wamjax.training.optimizer import OptimizerConfig, make_optimizer, schedule
+from wamjax.training.rounding import in_eight_bits
 from wamjax.training.step import Learner, TrainState, abstract_state, init_state, make_step, make_validation
 
 Batches = Callable[[int, Sequence[int]], Iterator[dict[str, np.ndarray]]]
@@ -48,6 +49,7 @@ class TrainConfig:
         seed: of parameters, data order and noise.
         optimizer: optimizer and schedule.
         lora: adapters to train beside parameters that stay; None trains all parameters.
+        products: "int8" or "fp8": blocks multiply in 8 bits (`wamjax.training.rounding`); "" for the policy's numbers.
         log_every, validate_every, checkpoint_every: in steps.
         validation_batches: batches of one validation.
         keep: newest checkpoints kept. keep_every: checkpoints of such steps are kept for ever; 0 for none.
@@ -59,6 +61,7 @@ class TrainConfig:
     seed: int = 0
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig | None = None
+    products: str = ""
     log_every: int = 20
     validate_every: int = 500
     validation_batches: int = 4
@@ -103,6 +106,7 @@ def train(
     """
     optimizer = make_optimizer(config.optimizer, config.steps)
     checkpoints = Checkpoints(run, config.keep, config.keep_every)
+    policy = in_eight_bits(policy, config.products)
     policy, initial, frozen = adapt(policy, initial, frozen, config.lora, config.seed)
     frozen = place(frozen, shardings(frozen, rules, mesh))
     initial = place(initial, shardings(initial, rules, mesh))
