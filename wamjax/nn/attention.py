@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Mapping
 from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.extend.backend import get_backend
 from jaxtyping import Array, Bool, Float, Int
 
 from wamjax.nn.context import spread, spread_to_all
@@ -41,7 +43,7 @@ def attention_to_all(
     q: Float[Array, "b q k h"], k: Float[Array, "b n k h"], v: Float[Array, "b n k h"]
 ) -> Float[Array, "b q k h"]:
     """Softmax attention of every query to every key of another sequence: to a prompt, say."""
-    run = _kernels().splash_to_all if _has_kernel(q) else attend_to_all
+    run = _splash().splash_to_all if _kernel(q) == "tpu" else attend_to_all
     return run(q, k, v) if current_mesh() is None else spread_to_all(run, q, k, v)
 
 
@@ -53,17 +55,28 @@ def attend(
     segment: Int[Array, "b n"] | None,
 ) -> Float[Array, "b q k h"]:
     """`attention` of a sequence that one device holds; its result is a point that rematerialisation may keep."""
-    if q.shape[1] == plan.length >= LONG and _has_kernel(q):
-        return _kernels().splash(q, k, v, plan, segment, point="attended")
+    if q.shape[1] == plan.length >= LONG and _kernel(q) == "tpu":
+        return _splash().splash(q, k, v, plan, segment, point="attended")
     return checkpoint_name(attend_reference(q, k, v, plan, segment), "attended")
 
 
-def _has_kernel(q: Array) -> bool:
-    """Whether there is a kernel for such heads where the program will run."""
-    return platform() == "tpu" and q.shape[-1] % 128 == 0
+KERNELS: Mapping[str, Callable[[Array], bool]] = {
+    "tpu": lambda q: q.shape[-1] % 128 == 0,
+    "gpu": lambda q: q.shape[-1] % 8 == 0 and q.shape[-1] <= 128 and q.dtype in (jnp.bfloat16, jnp.float16),
+}
+"""Platforms that have a kernel, and for which queries: JAX's splash on TPUs, which knows the plan's rule; cuDNN's flash
+attention on GPUs of NVIDIA, which stands behind every span of `attend_by_spans`. Elsewhere XLA makes one."""
 
 
-def _kernels() -> ModuleType:
+def _kernel(q: Array) -> str | None:
+    """The platform whose kernel will run, if one takes such queries."""
+    where = platform()
+    if where == "gpu" and "cuda" not in get_backend().platform_version:
+        return None
+    return where if where in KERNELS and KERNELS[where](q) else None
+
+
+def _splash() -> ModuleType:
     """The TPU's kernels; imported where they run only, since JAX keeps them among its experiments."""
     return importlib.import_module("wamjax.nn.splash")
 
@@ -124,10 +137,11 @@ def attend_to_all(
     """Softmax attention of every query to every key, or to those of `mask`.
 
     Queries go in blocks of so many that a head's scores are at most `pairs`, forwards and backwards: a long clip costs
-    time, not memory. Queries that see nothing return zeros.
+    time, not memory. A kernel keeps no scores and needs no blocks, but for a mask. Queries that see nothing return
+    zeros.
     """
     queries, block = q.shape[1], max(1, pairs // k.shape[1])
-    if queries <= block:
+    if queries <= block or (mask is None and _kernel(q) == "gpu"):
         return _attend(q, k, v, mask)
     count = -(-queries // block)
 
@@ -141,10 +155,23 @@ def attend_to_all(
 
 
 def _attend(q: Array, k: Array, v: Array, mask: Array | None) -> Array:
+    run = _cudnn if _kernel(q) == "gpu" else jax.nn.dot_product_attention
     if mask is None:
-        return jax.nn.dot_product_attention(q, k, v)
-    attended = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+        return run(q, k, v)
+    attended = run(q, k, v, mask=mask[:, None])
     return attended * mask.any(-1)[:, :, None, None].astype(attended.dtype)
+
+
+def _cudnn(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+    """cuDNN's attention, which differentiates even lengths only: others get a token more that nobody sees."""
+    (queries, batch), odd, lengths = (q.shape[1], q.shape[0]), k.shape[1] % 2, None
+    if odd and mask is None:
+        lengths = jnp.full((batch,), k.shape[1], jnp.int32)
+    if mask is not None:
+        mask = jnp.pad(mask, ((0, 0), (0, 0), (0, queries % 2), (0, odd)))
+    q, k, v = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0))) for x in (q, k, v))
+    attended = jax.nn.dot_product_attention(q, k, v, mask=mask, key_value_seq_lengths=lengths, implementation="cudnn")
+    return attended[:, :queries]
 
 
 def _pick(x: Array, runs: tuple[slice, ...]) -> Array:
