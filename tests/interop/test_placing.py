@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from tests.interop.test_checkpoint import PUBLISHED, opened, published, put, write_pth
-from tests.sharding.test_processes import ends, free_port, start
+from tests.interop.test_dreamzero import published as dreamzero
+from tests.interop.test_dreamzero import write
+from tests.sharding.test_processes import ends, free_port, records, start
 from wamjax.interop import checkpoint
 
 
@@ -92,3 +94,37 @@ def test_two_processes_read_a_file_once_between_them(tmp_path):
 def test_meshes_and_processes(tmp_path, sizes, processes):
     found = spread(put(tmp_path / "source", "dit"), processes, **{"data": 1} | sizes)
     assert sum(each["share"] for each in found) < 1 + 0.06 * processes
+
+
+TRAIN = """
+import sys
+import numpy as np
+from tests.cli.test_dreamzero_verbs import PRETRAINED, SMALL
+from wamjax.cli.main import main
+from wamjax.policies.dreamzero.frozen import UMT5Text
+
+UMT5Text.tokenize = lambda self, text: np.arange(1, 9)
+data, out, weights, *cluster = sys.argv[1:]
+settings = [*SMALL, *PRETRAINED, f"weights={weights}"]
+settings += ["train.batch_size=4", "train.steps=2", "mesh.data=1", "mesh.fsdp=-1"]
+options = [x for setting in settings for x in ("--set", setting)]
+sys.exit(main(["train", "--config", "configs/dreamzero_small.py", "--data", data, "--out", out, *options, *cluster]))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_published_weights_as_one_does(dataset, tmp_path):
+    """Every network of the model comes from files, onto four devices of two processes."""
+    source = write(tmp_path / "published", dreamzero())
+    cluster = ["--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2"]
+    command = ["-c", TRAIN, str(dataset)]
+    one = start([[*command, str(tmp_path / "one"), str(source)]], devices=1)
+    two = start(
+        [[*command, str(tmp_path / "two"), str(source), *cluster, "--process", str(i)] for i in (0, 1)], devices=2
+    )
+    ended = ends(one, 500) + ends(two, 500)
+    assert [code for code, *_ in ended] == [0] * 3, ended
+    found, wanted = (records(tmp_path / name) for name in ("two", "one"))
+    assert len(wanted) > 1
+    for ours, theirs in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(list(ours.values()), list(theirs.values()), rtol=1e-5)
