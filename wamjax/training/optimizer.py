@@ -10,6 +10,8 @@ from typing import Any
 
 import jax
 import optax
+from jax import memory
+from jaxtyping import Array
 from optax import contrib
 
 from wamjax.errors import UserError
@@ -97,16 +99,40 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 class OnHost(optax.GradientTransformation):
-    """An optimizer whose state lies in the memory of the host between steps."""
+    """An optimizer whose state lies in the memory of the host between steps; its updates are made leaf by leaf."""
 
 
 def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransformation:
     """The configured optimizer, with clipped gradients, for a run of `steps` steps."""
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        OPTIMIZERS[config.name](config, schedule(config, steps)),
-    )
-    return OnHost(optimizer.init, optimizer.update) if config.offload else optimizer
+    optimizer = OPTIMIZERS[config.name](config, schedule(config, steps))
+    clip = optax.clip_by_global_norm(config.clip_norm)
+    return OnHost(*optax.chain(clip, _by_leaf(optimizer))) if config.offload else optax.chain(clip, optimizer)
+
+
+def _by_leaf(optimizer: optax.GradientTransformation) -> optax.GradientTransformation:
+    """An optimizer of one parameter after the other, whose state comes to the device and leaves before the next one's.
+
+    The state is one of the optimizer's for every parameter.
+    """
+
+    def init(params: optax.Params) -> dict[str, Any]:
+        return {path: optimizer.init(nest({path: leaf})) for path, leaf in leaves(params).items()}
+
+    def update(grads: Any, state: dict[str, Any], params: Any = None) -> tuple[Any, dict[str, Any]]:
+        changes: dict[str, Any] = {}
+        new: dict[str, Any] = {}
+        values, before = leaves(params), None
+        for path, gradient in leaves(grads).items():
+            rested = state[path]
+            if before is not None:
+                rested, _ = jax.lax.optimization_barrier((rested, new[before]))
+            alone = nest({path: gradient}), at_work(rested), nest({path: values[path]})
+            change, worked = optimizer.update(*alone)
+            changes |= leaves(change)
+            new[path], before = _on(worked, memory.Space.Host), path
+        return nest(changes), new
+
+    return optax.GradientTransformation(init, update)
 
 
 def at_rest(optimizer: optax.GradientTransformation, shapes: Any, places: Any) -> Any:
@@ -117,9 +143,17 @@ def at_rest(optimizer: optax.GradientTransformation, shapes: Any, places: Any) -
 
 
 def at_work(state: Any) -> Any:
-    """An optimizer's state on the device, inside the compiled step."""
-    host, device = jax.memory.Space.Host, jax.memory.Space.Device
-    return jax.tree.map(lambda x: jax.device_put(x, device) if jax.typeof(x).memory_space == host else x, state)
+    """An optimizer's state on the device, inside a compiled step."""
+    return _on(state, memory.Space.Device)
+
+
+def _on(state: Any, space: Any) -> Any:
+    """Arrays in a memory; counters stay on the device."""
+
+    def move(leaf: Array) -> Array:
+        return jax.device_put(leaf, space) if leaf.ndim and jax.typeof(leaf).memory_space != space else leaf
+
+    return jax.tree.map(move, state)
 
 
 def _adamw(config: OptimizerConfig, rate: optax.Schedule) -> optax.GradientTransformation:
