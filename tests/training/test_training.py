@@ -22,6 +22,7 @@ from wamjax.cli.main import main
 from wamjax.errors import NonFiniteLoss, UserError
 from wamjax.training import checkpoint
 from wamjax.training.checkpoint import Checkpoints, naming_full_disk
+from wamjax.training.lineage import Lineage
 from wamjax.training.metrics import MetricWriter
 from wamjax.training.optimizer import OPTIMIZERS, OptimizerConfig, make_optimizer, schedule
 
@@ -76,7 +77,7 @@ def test_a_run_leaves_what_later_stages_read(undisturbed):
     )
     assert list((undisturbed / "tensorboard").iterdir())
     meta = Checkpoints(undisturbed).meta(8)
-    assert meta["data"] == {"next_step": 8, "seed": 0}
+    assert meta["data"] == {"next_step": 8, "next_batch": 8}
     assert meta["config"] == json.loads((undisturbed / "config.json").read_text())
     assert set(meta["source"]) == {"dataset", "frozen"}
 
@@ -144,16 +145,14 @@ def test_not_a_number_stops_the_run_and_names_the_last_good_checkpoint(dataset, 
 
 
 def test_nan_after_a_checkpoint_names_it(dataset, tmp_path, monkeypatch):
-    import wamjax.training.loop as loop
+    original = Lineage.take
 
-    original = loop._Meter.read
-
-    def poisoned(self, step, metrics, writer):
+    def poisoned(self, step, metrics):
         if metrics is not None and step == 5:
             metrics = metrics | {"loss": np.float32("nan")}
-        return original(self, step, metrics, writer)
+        return original(self, step, metrics)
 
-    monkeypatch.setattr(loop._Meter, "read", poisoned)
+    monkeypatch.setattr(Lineage, "take", poisoned)
     run = tmp_path / "run"
     monkeypatch.setattr("wamjax.cli.main._complain", lambda message: (_ for _ in ()).throw(NonFiniteLoss(message)))
     with pytest.raises(NonFiniteLoss, match=f"last good checkpoint is .*{run.name}/checkpoints/4"):

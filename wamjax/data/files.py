@@ -5,7 +5,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,22 @@ def write_json(path: Path, content: Any) -> None:
     """Write `content` as JSON, completely or not at all."""
     with replacing(path) as partial:
         partial.write_text(json.dumps(content, indent=1))
+
+
+def keep_lines(path: Path, wanted: Callable[[Any], bool]) -> None:
+    """Keep the lines of a JSON-lines file whose content is `wanted`; a half-written one, and all after it, go too."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            content = json.loads(line)
+        except ValueError:
+            break
+        if wanted(content):
+            kept.append(line + "\n")
+    with replacing(path) as partial:
+        partial.write_text("".join(kept))
 
 
 def sha256(path: Path) -> str:

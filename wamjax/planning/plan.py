@@ -7,7 +7,8 @@ import re
 from collections import defaultdict
 from typing import Any
 
-from wamjax.compute.flops import Flops, of_passes
+from wamjax.compute.executed import executed as executed_flops
+from wamjax.compute.flops import of_passes
 from wamjax.nn.splash import executed_pairs
 from wamjax.planning.program import Program, compile_step
 from wamjax.planning.program_text import collectives, float32_products, kernels
@@ -84,7 +85,10 @@ def plan(
     mesh = make_mesh(mesh_config, topology.devices())
     sizes = {name: int(size) for name, size in mesh.shape.items()}
     passes = learner.passes("train")
-    model, executed = (x.total * config.batch_size for x in (of_passes(passes), _executed(passes)))
+    model, executed = (
+        flops * config.batch_size
+        for flops in (of_passes(passes).total, executed_flops(passes, executed_pairs).executed)
+    )
     limit, program, error = int(topology.chip.memory), None, ""
     try:
         program = compile_step(learner, encoded, frozen, config, mesh, rules)
@@ -120,17 +124,6 @@ def plan(
         advice=[] if needed <= limit else _advice(topology, sizes, config, passes, needed - limit),
         error=error,
     )
-
-
-def _executed(passes: list[Pass]) -> Flops:
-    """With a second forward pass where activations are recomputed, and the pairs that the kernel computes."""
-    total = Flops()
-    for one in passes:
-        forward = of_passes([dataclasses.replace(one, trained=False)])
-        ratio = executed_pairs(one.plan) / one.plan.pairs() if one.queries == one.plan.length else 1.0
-        times = (3 + (one.network.stack.remat is not None)) if one.trained else 1
-        total = total + Flops(forward.matmul, forward.attention * ratio) * times
-    return total
 
 
 def _pairs_ratio(passes: list[Pass]) -> float:

@@ -73,6 +73,12 @@ class Checkpoints:
         found = {int(step): _damage(self.path(step)) for step in self._manager.all_steps()}
         return {step: wrong for step, wrong in found.items() if wrong is not None}
 
+    def last_good(self) -> str:
+        """A few words about the newest checkpoint, once everything is written."""
+        self.wait()
+        latest = self.latest
+        return "there is no checkpoint yet" if latest is None else f"the last good checkpoint is {self.path(latest)}"
+
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step lies."""
         return self.folder / str(step)
@@ -91,17 +97,16 @@ class Checkpoints:
             )
 
     def restore(self, step: int, state: TrainState, frozen: Any) -> tuple[TrainState, Any]:
-        """Reads a checkpoint into the shapes and shardings of `state` and `frozen`.
+        """Reads a checkpoint into the shapes and shardings of `state` and `frozen` (None: not read).
 
         Raises:
             UserError: leaves missing, unexpected or of another shape.
             DamagedCheckpoint: files that cannot be read.
         """
+        wanted = {"state": state} | ({} if frozen is None else {"frozen": frozen})
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
         try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(state=ocp.args.StandardRestore(state), frozen=ocp.args.StandardRestore(frozen)),
-            )
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:
             said = f"{error.__cause__ or error}".strip()
             if "Error reading" in said:  # TensorStore's words for files that are cut short or garbled
@@ -113,7 +118,7 @@ class Checkpoints:
                 f"the checkpoint {self.path(step)} belongs to another policy, base or configuration: "
                 f"{why or said.splitlines()[0][:200]}"
             ) from error
-        return restored["state"], restored["frozen"]
+        return restored["state"], None if frozen is None else restored["frozen"]
 
     def params(self, step: int) -> tuple[Any, Any]:
         """The averaged (where no average is kept, the last) and the frozen parameters alone, as NumPy arrays."""
