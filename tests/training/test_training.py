@@ -4,10 +4,6 @@ import dataclasses
 import errno
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
@@ -102,21 +98,6 @@ def test_a_run_interrupted_by_an_error_goes_on_to_the_same_bits(dataset, undistu
     for ours, theirs in zip(records(tmp_path / "run"), records(undisturbed), strict=True):
         same = {"step", "loss", "loss/action", "grad_norm", "validation/loss", "learning_rate"}
         assert {k: v for k, v in ours.items() if k in same} == {k: v for k, v in theirs.items() if k in same}
-
-
-def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(dataset, undisturbed, tmp_path):
-    """SIGKILL as soon as the first checkpoint is there, in a process of its own."""
-    run = tmp_path / "run"
-    command = [sys.executable, "-m", "wamjax.cli.main", *arguments(dataset, run, "train.steps=8")]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 240
-    while process.poll() is None and not list(run.glob("checkpoints/[0-9]*")):
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert main(arguments(dataset, run, "train.steps=8")) == 0
-    assert_identical(state_of(run), state_of(undisturbed))
 
 
 def test_a_finished_run_is_left_alone(dataset, undisturbed, capsys):

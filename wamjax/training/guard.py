@@ -22,6 +22,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float
 
 from wamjax.errors import NonFiniteLoss, UserError
+from wamjax.sharding import processes
 
 T = TypeVar("T")
 
@@ -141,15 +142,17 @@ class Guard:
         policy, within = self._config.on_bad_step, self._config.within
         each = self._config.leave_out if policy == "rewind" else 1
         recent = sum(one > step - within for one in (*self._skipped, *self.left_out)) // each
+        wrong = "are a spike, far above the steps before" if finite else "are not both finite"
+        what = f"step {step + 1}: loss {values['loss']} and gradient norm {values['grad_norm']} {wrong}"
         if policy == "stop" or recent >= self._config.limit:
-            wrong = "are a spike, far above the steps before" if finite else "are not both finite"
-            others = f", the {recent + 1}th bad step within {within}" if policy != "stop" else ""
-            raise NonFiniteLoss(
-                f"step {step + 1}: loss {values['loss']} and gradient norm {values['grad_norm']} {wrong}{others}; "
-                f"{good()}. Lower train.optimizer.learning_rate or look at the data, then start again"
-            )
+            others = f", after {recent} bad steps within {within}" if recent else ""
+            advice = "Lower train.optimizer.learning_rate or look at the data, then start again"
+            raise NonFiniteLoss(f"{what}{others}; {good()}. {advice}")
         if policy == "rewind":
-            raise Rewind(batch_of(step, self.left_out), self.left_out)
+            batch = batch_of(step, self.left_out)
+            processes.say(f"WARNING: {what}: going back to leave out batch {batch}")
+            raise Rewind(batch, self.left_out)
+        processes.say(f"WARNING: {what}: its update is skipped")
         self._skipped.append(step)
 
 

@@ -80,8 +80,9 @@ class Lineage:
             self._writer.write(step, record | self._guard.counts)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Records other values of a step."""
-        self._writer.write(step, values)
+        """Records other values of a step, where there are any."""
+        if values:
+            self._writer.write(step, values)
 
     def record(self, step: int) -> dict[str, Any]:
         """What belongs into a checkpoint of `step` steps; everything logged until then is on the disk."""

@@ -193,14 +193,15 @@ def make_step(
         key, draw_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
         encoded, draws = encode_and_draw(policy, frozen, key, batch, draw_key, portions)
         grads, metrics = gradients(policy, state.params, frozen, encoded, draws, portions)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        before = state.opt_state
+        updates, opt_state = optimizer.update(grads, before, state.params)
         params = optax.apply_updates(state.params, updates)
         average = None if state.ema is None else _follow(state.ema, params, ema, state.step)
         metrics["grad_norm"] = optax.global_norm(grads)
         new = TrainState(state.step + 1, params, average, opt_state)
         if state.guard is not None:
             bad, guard = judge(state.guard, spike, metrics["loss"], metrics["grad_norm"])
-            kept = keep(bad, dataclasses.replace(state, guard=None), new)
+            kept = keep(bad, dataclasses.replace(state, opt_state=before, guard=None), new)
             new = dataclasses.replace(kept, step=new.step, guard=guard)
             metrics["bad"] = bad.astype(jnp.float32)
         return new, metrics
