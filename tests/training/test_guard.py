@@ -165,7 +165,7 @@ def test_going_back_gives_what_a_run_without_those_batches_gives(tmp_path, leave
 
 
 def test_an_interrupted_run_goes_back_alike(tmp_path):
-    """It is interrupted each time after it went back, before and after the next checkpoint."""
+    """After it went back twice it is interrupted before the next checkpoint, and then after it."""
     bad = [(2, np.nan), (6, np.nan)]
     run(tmp_path / "undisturbed", loader(bad), on_bad_step="rewind")
     begun = []
@@ -173,7 +173,7 @@ def test_an_interrupted_run_goes_back_alike(tmp_path):
     def failing(first, rows):
         begun.append(first)
         for number, each in enumerate(loader(bad)(first, rows), first):
-            if number == {2: 8, 4: 11}.get(len(begun)):
+            if number == {3: 8, 5: 11}.get(len(begun)):
                 raise RuntimeError("power cut")
             yield each
 
