@@ -2,10 +2,13 @@
 
 import json
 import time
+from types import SimpleNamespace
 
+import jax
 import pytest
 
 from tests.training.test_guard import CONFIG, batch, dataclasses, loader, no_measurement, run
+from wamjax.cli import train as train_verb
 from wamjax.errors import UserError
 from wamjax.sharding import processes
 from wamjax.training import watch
@@ -88,3 +91,15 @@ def test_the_log_of_samples_is_cut_where_a_run_goes_on_and_proves_the_lineage(tm
         lineage(tmp_path)
     with pytest.raises(UserError, match="no log of samples"):
         lineage(tmp_path / "elsewhere")
+
+
+def test_compiled_programs_are_kept_where_somebody_says(monkeypatch, tmp_path):
+    """By option, by JAX's own variable, or else in the user's cache."""
+    settings = {"jax_compilation_cache_dir": None}
+    monkeypatch.setattr(jax, "config", SimpleNamespace(values=settings, update=settings.__setitem__))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = []
+    for option in (None, "elsewhere", None, "off"):
+        train_verb._keep_compilations(option)
+        found.append(settings["jax_compilation_cache_dir"])
+    assert found == [str(tmp_path / "wamjax/compilations"), "elsewhere", "elsewhere", None]
