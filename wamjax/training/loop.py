@@ -146,7 +146,6 @@ def train(
             except Rewind as bad:
                 del state  # its place is needed for the one that is read
                 lineage.note(step)
-                ending.close()
                 state, _, lineage = _begin(made, None, ending, bad)
                 step, saved, pending = lineage.first, lineage.first, None
         with clock.spend("checkpoint"):
@@ -221,9 +220,12 @@ def _begin(
 
     Args:
         frozen: parameters to begin with; None: they are not needed.
-        ending: closes the lineage's files.
+        ending: closes the lineage's files, now those of the one before.
         bad: why the run goes back.
     """
+    ending.close()
+    if bad is not None:
+        made.checkpoints.wait()
     with made.clock.spend("restore"):
         restored = _restored(made.checkpoints, made.abstract, frozen)
     step, state, frozen, meta = restored or (0, made.create(), frozen, None)
@@ -236,7 +238,6 @@ def _restored(
     checkpoints: Checkpoints, abstract: TrainState, frozen: Params | None
 ) -> tuple[int, TrainState, Params, dict[str, Any]] | None:
     """Step, state, frozen parameters and description of the newest whole checkpoint; None where there is none."""
-    checkpoints.wait()
     damaged = checkpoints.damaged()
     processes.agree(the_damaged_checkpoints=damaged)
     for broken, wrong in damaged.items():
