@@ -7,7 +7,7 @@ import re
 from collections import defaultdict
 from typing import Any
 
-from wamjax.compute.executed import executed as executed_flops
+from wamjax.compute.executed import executed_flops
 from wamjax.compute.flops import of_passes
 from wamjax.nn.splash import executed_pairs
 from wamjax.planning.program import Program, compile_step
