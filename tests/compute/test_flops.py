@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from wamjax.compute import chips
-from wamjax.compute.executed import executed
+from wamjax.compute.executed import executed_flops
 from wamjax.compute.flops import Flops, forward, kernel_pairs, of_passes, parameter_count
 from wamjax.networks.stream_transformer import Stream, StreamTransformer
 from wamjax.nn.stack import Expert, StackConfig
@@ -70,7 +70,7 @@ def test_what_runs_has_recomputed_blocks_and_the_pairs_of_whole_blocks():
     for remat, passes in ((None, 3), (("block_in",), 4)):
         model = StreamTransformer(STREAMS, StackConfig(1, 4, 64, (Expert(256, 768),), remat))
         once = forward(model, short, 160)
-        found = executed([Pass(model, short, 160, trained=True)], kernel_pairs)
+        found = executed_flops([Pass(model, short, 160, trained=True)], kernel_pairs)
         assert found.executed == pytest.approx(passes * once.executed)
         assert found.total == pytest.approx(passes * once.total)
 

@@ -12,7 +12,7 @@ from wamjax.nn.tokens import TokenPlan
 from wamjax.policies.contract import Pass
 
 
-def executed(passes: Iterable[Pass], pairs: Callable[[TokenPlan], int] | None = None) -> Flops:
+def executed_flops(passes: Iterable[Pass], pairs: Callable[[TokenPlan], int] | None = None) -> Flops:
     """All passes of one sample, with a second forward pass where activations are recomputed.
 
     Args:

@@ -10,7 +10,7 @@ import jax
 from jaxtyping import Array
 
 from wamjax.compute.description import Cost
-from wamjax.compute.executed import executed
+from wamjax.compute.executed import executed_flops
 from wamjax.compute.flops import Flops, forward, kernel_pairs, of_passes, parameter_count, program, traced
 from wamjax.policies.contract import Batch, Draws, Encoded, Params, Pass, Policy, Stage
 
@@ -68,7 +68,7 @@ def counts(learner: Learner, frozen: Params, batch: Mapping[str, Any], adapters:
     return Counts(
         parameter_count(params),
         model * ((model.total - once) / model.total),
-        executed(passes, kernel_pairs).executed - once + encoders,
+        executed_flops(passes, kernel_pairs).executed - once + encoders,
         encoders,
         traced(jax.grad(loss), params, frozen, encoded, draws),
     )

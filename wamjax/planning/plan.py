@@ -8,7 +8,7 @@ from collections import defaultdict
 from typing import Any
 
 from wamjax.compute.costs import bounds
-from wamjax.compute.executed import executed
+from wamjax.compute.executed import executed_flops
 from wamjax.compute.flops import kernel_pairs, of_passes
 from wamjax.planning.program import Program, compile_step
 from wamjax.planning.program_text import collectives, float32_products, kernels
@@ -86,7 +86,7 @@ def plan(
     sizes = {name: int(size) for name, size in mesh.shape.items()}
     passes = learner.passes("train")
     model = of_passes(passes).total * config.batch_size
-    run = executed(passes, kernel_pairs).executed * config.batch_size
+    run = executed_flops(passes, kernel_pairs).executed * config.batch_size
     limit, program, error = int(topology.chip.memory), None, ""
     try:
         program = compile_step(learner, encoded, frozen, config, mesh, rules)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from wamjax.compute.chips import peak
-from wamjax.compute.executed import executed
+from wamjax.compute.executed import executed_flops
 from wamjax.compute.flops import of_passes, parameter_count
 from wamjax.training.clock import Clock, Ledger, per_step
 from wamjax.training.optimizer import OptimizerConfig, schedule
@@ -29,7 +29,7 @@ class Rates:
     def __init__(self, policy: Learner, batch_size: int, optimizer: OptimizerConfig, steps: int) -> None:
         passes = policy.passes("train")
         self.model = of_passes(passes).total * batch_size
-        self.executed = executed(passes).executed * batch_size
+        self.executed = executed_flops(passes).executed * batch_size
         self.peak = peak()
         self.batch_size, self.steps = batch_size, steps
         self.learning_rate = schedule(optimizer, steps)

@@ -201,7 +201,8 @@ def make_step(
         key, draw_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
         encoded, draws = encode_and_draw(policy, frozen, key, batch, draw_key, portions)
         grads, metrics = gradients(policy, state.params, frozen, encoded, draws, portions)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        before = state.opt_state
+        updates, opt_state = optimizer.update(grads, before, state.params)
         params = optax.apply_updates(state.params, updates)
         average = None if state.ema is None else _follow(state.ema, params, ema, state.step)
         metrics["grad_norm"] = optax.global_norm(grads)
