@@ -197,12 +197,10 @@ def make_step(
     """
 
     def step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, Metrics]:
-        state = dataclasses.replace(state, opt_state=at_work(state.opt_state))
         key, draw_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
         encoded, draws = encode_and_draw(policy, frozen, key, batch, draw_key, portions)
         grads, metrics = gradients(policy, state.params, frozen, encoded, draws, portions)
-        before = state.opt_state
-        updates, opt_state = optimizer.update(grads, before, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         average = None if state.ema is None else _follow(state.ema, params, ema, state.step)
         metrics["grad_norm"] = optax.global_norm(grads)
