@@ -88,7 +88,16 @@ fi
 [ -n "$type" ] || fail "give --type, for instance v5p-1024"
 [ $# -gt 0 ] || fail "say what to train: --config FILE --data DIR --out DIR (see bash launch/tpu_vm.sh --help)"
 printf -v command '%q ' bash wamjax/launch/train.sh --extra tpu "$@"
+starts=0
 until obtain && everywhere "${command% }"; do
-  [ "$(state)" != ACTIVE ] || fail "the training failed, see above; the machines are still there, and cost, until --delete"
-  printf '%s was taken away: asking for it again\n' "$name"
+  status=$?
+  starts=$((starts + 1))
+  [ "$starts" -lt 100 ] || fail "started again 100 times: look at the log before doing so once more"
+  if [ "$(state)" != ACTIVE ]; then
+    printf '%s was taken away: asking for it again\n' "$name"
+  elif [ "$status" = 42 ]; then
+    printf '%s is still there, but its run was told to stop, or hung: starting it again\n' "$name"
+  else
+    fail "the training failed, see above; the machines are still there, and cost, until --delete"
+  fi
 done

@@ -36,6 +36,15 @@ def test_inspect_tells_what_is_there(folder: Path, capsys: pytest.CaptureFixture
     assert "door: 2 episodes of 4.0 steps" in text
 
 
+def test_only_some_tasks_are_listed(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    monkeypatch.setattr("wamjax.cli.data.LINES", 1)
+    assert main(["data", "inspect", str(folder)]) == 0
+    text = capsys.readouterr().out
+    assert "door: 2 episodes" in text
+    assert "and 1 more" in text
+    assert "drawer" not in text
+
+
 def test_a_changed_shard_is_found(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shard = next(folder.glob("*.array_record"))
     data = bytearray(shard.read_bytes())

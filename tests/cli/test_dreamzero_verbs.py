@@ -52,7 +52,7 @@ def test_a_run_reports_both_losses_with_and_without_gradients(run):
         assert record["loss"] == pytest.approx(record["loss/video"] + record["loss/action"], rel=1e-5)
     assert {r["step"] for r in records if "validation/loss/action" in r} == {4, 6}
     meta = Checkpoints(run).meta(6)
-    assert meta["data"] == {"next_step": 6, "seed": 0}
+    assert meta["data"] == {"next_step": 6, "next_batch": 6}
     assert meta["config"]["policy"]["kind"] == "dreamzero"
 
 

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import pytest
 
 from wamjax.compute import chips
-from wamjax.compute.flops import Flops, forward, of_passes, parameter_count
+from wamjax.compute.executed import executed
+from wamjax.compute.flops import Flops, forward, kernel_pairs, of_passes, parameter_count
 from wamjax.networks.stream_transformer import Stream, StreamTransformer
 from wamjax.nn.stack import Expert, StackConfig
-from wamjax.nn.tokens import TokenIds, TokenPlan
+from wamjax.nn.tokens import Group, TokenIds, TokenPlan
 from wamjax.policies.contract import Pass
 
 STREAMS = (Stream("context", 96, 32), Stream("action", 64, 48, outputs=48))
@@ -59,6 +60,19 @@ def test_cached_tokens_cost_nothing_and_passes_multiply():
     assert of_passes([Pass(network(1), plan(True), 64, repeats=6)]).total == pytest.approx(6 * tail.total)
     assert Flops(1, 2, 3).total == 3
     assert Flops(1, 2, 3).executed == 4
+
+
+def test_what_runs_has_recomputed_blocks_and_the_pairs_of_whole_blocks():
+    short, long = plan(False), TokenPlan.from_rule([Group("a", 400), Group("b", 500)], lambda q, k: q.stream == "b")
+    assert kernel_pairs(short) == 160 * 160  # no kernel for short sequences: the dense reference
+    assert kernel_pairs(long, 500) == 500 * 900 == long.pairs(500)  # nor beside cached tokens: runs of visible ones
+    assert kernel_pairs(long) == 512 * 1024  # two runs, in blocks of 512
+    for remat, passes in ((None, 3), (("block_in",), 4)):
+        model = StreamTransformer(STREAMS, StackConfig(1, 4, 64, (Expert(256, 768),), remat))
+        once = forward(model, short, 160)
+        found = executed([Pass(model, short, 160, trained=True)], kernel_pairs)
+        assert found.executed == pytest.approx(passes * once.executed)
+        assert found.total == pytest.approx(passes * once.total)
 
 
 def test_parameters_are_counted_from_shapes():

@@ -12,10 +12,11 @@ import pyarrow.parquet
 import pytest
 
 from wamjax.cli.main import main
+from wamjax.data import convert
 from wamjax.data.chunks import ChunkConfig, chunk_batches
 from wamjax.data.embodiments import Embodiment, Field, load
 from wamjax.data.episode import BadEpisode, Episode
-from wamjax.data.gear import checkpoint_statistics, import_dataset, open_dataset
+from wamjax.data.gear import GearSource, checkpoint_statistics, open_dataset
 from wamjax.data.gear_export import checkpoint_metadata, export_dataset
 from wamjax.data.normalise import dataset_statistics, normalisation
 from wamjax.data.store import EpisodeStore, finish, write_shard
@@ -126,7 +127,7 @@ def test_statistics_come_back(ours: EpisodeStore, gear: Path) -> None:
 
 
 def test_import_gives_the_same_training_batches(ours: EpisodeStore, gear: Path, tmp_path: Path) -> None:
-    assert import_dataset(gear, tmp_path / "back", ROBOT) == 4
+    assert convert.to_store(GearSource(open_dataset(gear), ROBOT), tmp_path / "back", name="gear") == 4
     assert (
         main(["data", "import-gear", str(gear), str(tmp_path / "back"), "--embodiment", str(own_file(tmp_path))]) == 0
     )
@@ -156,7 +157,9 @@ def test_verbs(ours: EpisodeStore, tmp_path: Path, capsys: pytest.CaptureFixture
     robot = ["--embodiment", str(own_file(tmp_path))]
     assert main(["data", "export-gear", str(ours.folder), str(tmp_path / "gear"), *robot]) == 0
     assert main(["data", "import-gear", str(tmp_path / "gear"), str(tmp_path / "back"), *robot]) == 0
-    assert capsys.readouterr().out.count("4 episodes") == 2
+    assert main(["data", "convert", str(tmp_path / "gear"), str(tmp_path / "too"), "--format", "gear", *robot]) == 0
+    assert capsys.readouterr().out.count("4 episodes") == 3
+    assert EpisodeStore(tmp_path / "too").fields == EpisodeStore(tmp_path / "back").fields
     assert main(["data", "import-gear", str(tmp_path), str(tmp_path / "x"), "--embodiment", "droid"]) == 2
     assert "info.json is missing" in capsys.readouterr().err
     assert main(["data", "export-gear", str(ours.folder), str(tmp_path / "x"), "--embodiment", "drod"]) == 2
@@ -273,7 +276,7 @@ def test_damaged_episodes_are_left_out(
 ) -> None:
     damage(gear / file)
     with caplog.at_level(logging.WARNING):
-        assert import_dataset(gear, tmp_path / "back", ROBOT) == 3
+        assert convert.to_store(GearSource(open_dataset(gear), ROBOT), tmp_path / "back") == 3
     message = next(r.getMessage() for r in caplog.records if "left out" in r.getMessage())
     assert message.startswith("episode 1 is left out: ")
     assert "\n" not in message

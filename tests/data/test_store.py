@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from wamjax.data.episode import BadEpisode, Episode, pack
+from wamjax.data.files import read_sealed, write_sealed
 from wamjax.data.store import EpisodeStore, finish, finished_shard, write_shard
 from wamjax.errors import UserError
 
@@ -202,14 +203,29 @@ def test_user_errors(tmp_path: Path, folder: Path, episodes: list[Episode]) -> N
 def test_damaged_or_newer_dataset_file(make_store: Callable[..., Path], episodes: list[Episode]) -> None:
     folder = make_store(episodes)
     path = folder / "dataset.json"
-    content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "format": 99}))
+    content = read_sealed(path)
+    write_sealed(path, {**content, "format": 99})
     with pytest.raises(UserError, match="format 99"):
+        EpisodeStore(folder)
+    path.write_text(json.dumps(content))  # without a checksum, as it was written before
+    assert EpisodeStore(folder).fingerprint == content["fingerprint"]
+    path.write_text(json.dumps({key: value for key, value in content.items() if key != "fields"}))
+    with pytest.raises(UserError, match="damaged"):
         EpisodeStore(folder)
     for damage in (path.read_text()[:50], "", "{}"):
         path.write_text(damage)
         with pytest.raises(UserError, match="damaged"):
             EpisodeStore(folder)
+
+
+@pytest.mark.parametrize("name", ["dataset.json", "statistics.json", "train-a-0.json"])
+def test_a_changed_digit_is_noticed(name: str, make_store: Callable[..., Path], episodes: list[Episode]) -> None:
+    path = make_store(episodes) / name
+    text = path.read_text()
+    place = next(i for i in range(len(text) // 2, len(text)) if text[i].isdigit())
+    path.write_text(text[:place] + str((int(text[place]) + 1) % 10) + text[place + 1 :])
+    with pytest.raises(UserError, match=r"damaged|missing"):
+        EpisodeStore(path.parent).statistics
 
 
 def test_episodes_that_do_not_fit_together(tmp_path: Path, episodes: list[Episode]) -> None:

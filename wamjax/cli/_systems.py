@@ -103,6 +103,7 @@ class SmallWAMSystem:
         """See `System`."""
         options: dict[str, Any] = {"batch_size": experiment.train.batch_size, "seed": experiment.train.seed}
         options["tokenize"] = policy.tokenize
+        options["numbered"] = experiment.train.watch.log_samples
         return lambda step, rows: batches(store, _clip(experiment), start_step=step, rows=rows, **options)
 
     def statistics(self, experiment: Experiment, store: EpisodeStore, policy: SmallWAM) -> Statistics:
@@ -183,6 +184,7 @@ class DreamZeroSystem:
         """See `System`."""
         options: dict[str, Any] = {"batch_size": experiment.train.batch_size, "seed": experiment.train.seed}
         options["tokenize"] = policy.tokenize
+        options["numbered"] = experiment.train.watch.log_samples
         return lambda step, rows: self._batches(experiment, store, start_step=step, rows=rows, **options)
 
     def statistics(self, experiment: Experiment, store: EpisodeStore, policy: DreamZero) -> Statistics:

@@ -1,11 +1,15 @@
 """Train a policy on a dataset, or go on where an earlier start was interrupted.
 
-The run folder receives config.json (everything resolved), checkpoints/, metrics.jsonl, tensorboard/ and, at the
-end, summary.json. Starting again with the same folder continues from the newest checkpoint and gives the very
+The run folder receives config.json (everything resolved), checkpoints/, metrics.jsonl, clock.jsonl, tensorboard/ and,
+at the end, summary.json. Starting again with the same folder continues from the newest checkpoint and gives the very
 parameters that an undisturbed run gives; on another mesh (mesh.*) or number of processes, the same but for rounding.
+How a run is watched (train.watch.*) may change as well.
 
 The same command on every machine trains with all their devices; the folders must be shared by them. Process 0 prints
 and writes for all, and an error in one ends all of them.
+
+Exit codes: 0 done; 1 a bug; 2 a mistake; 42 to be started again: told to stop by SIGTERM (what was done is saved), a
+lost machine, or no step for train.watch.hang_seconds.
 """
 
 from __future__ import annotations
@@ -13,8 +17,15 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from wamjax.training.clock import Clock
 
 HELP = "train a policy on a dataset (resumes by itself)"
+
+MAY_CHANGE = ("mesh.", "train.watch.")
+"""Sections of the configuration that a later start may change."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,25 +35,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     parser.add_argument("--data", required=True, metavar="DIR", help="dataset folder, e.g. from `wamjax data collect`")
     parser.add_argument("--out", required=True, metavar="DIR", help="run folder; an interrupted run in it goes on")
+    parser.add_argument(
+        "--compilations", metavar="DIR", help="where compiled programs are kept for the next start (`off`: nowhere)"
+    )
     several = parser.add_argument_group("several processes", "found by themselves on TPU pods, GKE and SLURM")
     several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens; the same for all")
     several.add_argument("--processes", type=int, metavar="N", help="how many there are (1: this one alone)")
     several.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
+    from wamjax.training.clock import Clock
+
+    clock = Clock()
     from wamjax.cli.main import report
     from wamjax.sharding import processes
     from wamjax.training.host_memory import keep_freed_memory
 
     keep_freed_memory()
+    _keep_compilations(args.compilations)
     processes.start(args.coordinator, args.processes, args.process)
     with processes.together(report):
-        _train(args)
+        ended = _train(args, clock)
+    return 0 if ended else processes.LOST
 
 
-def _train(args: argparse.Namespace) -> None:
+def _keep_compilations(folder: str | None) -> None:
+    """Where JAX keeps compiled programs: as told here, or by its own variable, or else in the user's cache."""
+    import os
+
+    import jax
+
+    if folder is None and jax.config.values["jax_compilation_cache_dir"] is None:
+        folder = str(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wamjax" / "compilations")
+    if folder is not None:
+        jax.config.update("jax_compilation_cache_dir", None if folder == "off" else folder)
+
+
+def _train(args: argparse.Namespace, clock: Clock) -> bool:
+    """Whether the run is at its end."""
     from wamjax import config as configuration
     from wamjax.cli import _experiment
     from wamjax.data.files import write_json
@@ -57,7 +89,7 @@ def _train(args: argparse.Namespace) -> None:
     resolved = configuration.to_dict(experiment)
     if _finished(out, resolved, store.fingerprint):
         processes.say(f"{out} is finished: {experiment.train.steps} steps; see {out / 'summary.json'}")
-        return
+        return True
     system = _experiment.system(experiment)
     policy = system.policy(experiment, system.shapes(experiment, store))
     mesh = make_mesh(experiment.mesh)
@@ -84,11 +116,16 @@ def _train(args: argparse.Namespace) -> None:
             "statistics": statistics,
             "source": source,
         },
+        clock=clock,
     )
+    if summary is None:
+        processes.say(f"told to stop: what was done is saved in {out}, and the same command goes on from there")
+        return False
     if processes.first():
         write_json(out / "summary.json", summary)
     minutes = summary["wall_seconds"] / 60
     processes.say(f"trained {experiment.name}: {summary['steps']} steps in {minutes:.1f} min; results in {out}")
+    return True
 
 
 def _finished(out: Path, resolved: dict, dataset: str) -> bool:
@@ -109,12 +146,12 @@ def _finished(out: Path, resolved: dict, dataset: str) -> bool:
 
 
 def _same(old: dict, new: dict, out: Path) -> None:
-    """Refuses to go on with another configuration; only the mesh may change, as the machines may."""
+    """Refuses to go on with another configuration; only the mesh may change, as the machines may, and the watch."""
     from wamjax.errors import UserError
 
     for path, value in _flat(new).items():
         before = _flat(old).get(path)
-        if before != value and not path.startswith("mesh."):
+        if before != value and not path.startswith(MAY_CHANGE):
             raise UserError(
                 f"{out} holds a run with {path}={before!r}, not {value!r}: give another --out or the same configuration"
             )

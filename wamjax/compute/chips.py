@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+
+from wamjax.compute.files import DATA, read, unknown
+from wamjax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,36 +18,53 @@ class Chip:
     """What an accelerator can do, from its maker's data sheet.
 
     Attributes:
-        device: start of the name that JAX gives its devices.
         flops: dense bf16 operations per second.
         bandwidth: bytes per second to its memory.
         memory: bytes of it that programs may use (TPUs: as their compiler says).
         links: bytes per second to its neighbours, all links and one direction together.
         network: bytes per second to other slices, per chip.
+        device: start of the name that JAX gives its devices; empty for what is no device of its own.
+        source: who says so.
     """
 
-    device: str
     flops: float
-    bandwidth: float = 0.0
-    memory: float = 0.0
+    bandwidth: float
+    memory: float
     links: float = 0.0
     network: float = 3.1e9
+    device: str = ""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if min(self.flops, self.bandwidth, self.memory) <= 0:
+            raise ValueError("flops, bandwidth and memory must be positive")
 
 
-CHIPS = {
-    "v4": Chip("TPU v4", 275e12, 1228e9, 30.75 * 2**30, 150e9),
-    "v5e": Chip("TPU v5 lite", 197e12, 819e9, 15.75 * 2**30, 100e9),
-    "v5p": Chip("TPU v5", 459e12, 2765e9, 95.74 * 2**30, 300e9),
-    "v6e": Chip("TPU v6 lite", 918e12, 1638e9, 31.25 * 2**30, 224e9),
-    "tpu7x": Chip("TPU7x", 1153.5e12, 3690e9, 94.75 * 2**30, 300e9),
-    "a100": Chip("NVIDIA A100", 312e12, 2039e9, 80e9),
-    "h100": Chip("NVIDIA H100", 989.4e12, 3350e9, 80e9),
-    "h200": Chip("NVIDIA H200", 989.4e12, 4800e9, 141e9),
-    "b200": Chip("NVIDIA B200", 2250e12, 8000e9, 180e9),
-}
-"""By the name in a topology. Ironwood (tpu7x) has two devices a chip: these are one device's. Links are half of the
-data sheets' figure for both directions (v4 2.4, v5e 1.6, v5p 4.8, v6e 3.584, v7 9.6 Tbit/s a chip). The network between
-slices is taken as 100 Gbit/s for a host of four chips, which is what a plan assumes, not what is promised."""
+@dataclasses.dataclass(frozen=True)
+class ChipTable:
+    """A file of chips, by the names that people and topologies use."""
+
+    chips: dict[str, Chip]
+    version: int = 1
+
+
+def read_chips(path: Path) -> dict[str, Chip]:
+    """The chips of a file; a UserError where it is none."""
+    return read(ChipTable, path).chips
+
+
+CHIPS = read_chips(DATA / "chips.json")
+"""By the name in a topology. Ironwood has two devices a chip: tpu7x is one of them, v7 both. Links are half of the data
+sheets' figure for both directions. The network between slices is taken as 100 Gbit/s for a host of four chips, which is
+what a plan assumes, not what is promised."""
+
+
+def find_chip(name: str, own: str | Path = "") -> Chip:
+    """A chip by name, of the table or of a user's file; an unknown one is a UserError with the nearest names."""
+    table = CHIPS | (read_chips(Path(own)) if own else {})
+    if name not in table:
+        raise UserError(unknown("chip", name, table))
+    return table[name]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +78,7 @@ class Peak:
 def peak() -> Peak:
     """The peak rate of this run's devices; a processor's is measured, in float32, and takes a second."""
     device, count = jax.devices()[0], jax.device_count()
-    known = [chip for chip in CHIPS.values() if device.device_kind.startswith(chip.device)]
+    known = [chip for chip in CHIPS.values() if chip.device and device.device_kind.startswith(chip.device)]
     if known:
         best = max(known, key=lambda chip: len(chip.device))
         return Peak(best.flops * count, f"{count} x {best.device}, dense bf16, data sheet")

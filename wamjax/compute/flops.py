@@ -1,17 +1,19 @@
-"""Floating-point operations, counted from token plans and shapes.
+"""Floating-point operations, counted from token plans and shapes, and read off programs.
 
-A multiply-add counts as two. Only matrix products and attention are counted, as is usual for model FLOPs: norms,
-activations and codecs are left out. Nothing is read from a compiler, whose counts miss scanned layers and kernels.
+A multiply-add counts as two. Only matrix products, convolutions and attention are counted, as is usual: norms and
+activations are left out. Nothing is taken from a compiler, whose counts miss scanned layers and kernels.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 
+from wamjax.nn.attention import LONG
 from wamjax.nn.tokens import TokenPlan
 from wamjax.policies.contract import Counted, Pass
 
@@ -60,6 +62,67 @@ def of_passes(passes: Iterable[Pass]) -> Flops:
     for one in passes:
         total = total + forward(one.network, one.plan, one.queries) * (one.repeats * (3 if one.trained else 1))
     return total
+
+
+def kernel_pairs(plan: TokenPlan, queries: int | None = None) -> int:
+    """Pairs that run on a TPU: whole blocks of the kernel for long sequences; see `wamjax.nn.attention.attend`."""
+    count = plan.length if queries is None else queries
+    if plan.length < LONG:
+        return count * plan.length
+    if count < plan.length:
+        return count * plan.length if plan.causal else plan.pairs(count)
+    from wamjax.nn.splash import executed_pairs
+
+    return executed_pairs(plan)
+
+
+def traced(function: Callable[..., Any], *shapes: Any) -> float:
+    """Operations of the products and convolutions in a function's program, loops multiplied out.
+
+    This is what the program computes, recomputation and masked pairs included; kernels are not looked into. Of the
+    branches of a condition the dearest counts, and loops of unknown length count once.
+
+    Args:
+        function: anything that JAX traces. shapes: its arguments, as arrays or as shapes.
+    """
+    return _operations(jax.make_jaxpr(function)(*shapes).jaxpr)
+
+
+def program(function: Callable[..., Any], *shapes: Any) -> tuple[Flops, float]:
+    """A function's operations, and how many numbers of its arguments it reads."""
+    found = jax.make_jaxpr(function)(*shapes).jaxpr
+    used = {id(one) for step in found.eqns for one in step.invars}
+    read = sum(math.prod(one.aval.shape) for one in found.invars if id(one) in used)
+    return Flops(_operations(found)), float(read)
+
+
+def _operations(code: Any) -> float:
+    total = 0.0
+    for step in code.eqns:
+        name, out = step.primitive.name, step.outvars
+        if name == "dot_general":
+            (contracted, _), _ = step.params["dimension_numbers"]
+            each = math.prod(step.invars[0].aval.shape[axis] for axis in contracted)
+            total += 2 * each * math.prod(out[0].aval.shape)
+        elif name == "conv_general_dilated":
+            kernel, axes = step.invars[1].aval.shape, step.params["dimension_numbers"].rhs_spec
+            total += 2 * math.prod(kernel) / kernel[axes[0]] * math.prod(out[0].aval.shape)
+        elif name != "pallas_call":
+            inside = [_operations(one) for one in _inside(step.params.values())]
+            together = max(inside, default=0.0) if name == "cond" else sum(inside)
+            total += together * (step.params["length"] if name == "scan" else 1)
+    return total
+
+
+def _inside(values: Iterable[Any]) -> Iterator[Any]:
+    """Programs among a step's parameters."""
+    for value in values:
+        if isinstance(value, tuple | list):
+            yield from _inside(value)
+        elif hasattr(value, "eqns"):
+            yield value
+        elif hasattr(value, "jaxpr"):
+            yield value.jaxpr
 
 
 def parameter_count(params: Any) -> int:

@@ -1,1 +1,1 @@
-"""Episodes on disk and the batches made of them: `episode`, `video`, `store`, `statistics`, `pipeline`."""
+"""Episodes on disk and the batches made of them: `episode`, `video`, `store`, `readers`, `statistics`, `pipeline`."""

@@ -100,6 +100,7 @@ def chunk_batches(
     rows: Sequence[int] | None = None,
     cache_bytes: int = 512 << 20,
     threads: int | None = None,
+    numbered: bool = False,
 ) -> Iterator[Batch]:
     """Endless batches of chunks; the arguments are those of `pipeline.batches`, but for `embodiment` and `config`.
 
@@ -119,7 +120,9 @@ def chunk_batches(
             or too many damaged episodes.
     """
     reader = _ChunkReader(store, embodiment, config, tokenize, cache_bytes)
-    return stream(reader, batch_size=batch_size, seed=seed, start_step=start_step, rows=rows, threads=threads)
+    return stream(
+        reader, batch_size=batch_size, seed=seed, start_step=start_step, rows=rows, threads=threads, numbered=numbered
+    )
 
 
 class _ChunkReader(EpisodeReader):

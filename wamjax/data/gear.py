@@ -11,32 +11,27 @@ Source: `groot/vla/data/schema/lerobot.py`, `groot/vla/data/dataset/lerobot.py` 
 
 from __future__ import annotations
 
-import io
-import json
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from wamjax.data.embodiments import Embodiment, Field
-from wamjax.data.episode import ANNOTATION, ANNOTATIONS, BadEpisode, Episode, Video
+from wamjax.data.episode import ANNOTATION, ANNOTATIONS, BadEpisode, Episode
 from wamjax.data.normalise import Statistics
-from wamjax.data.store import finish, finished_shard, write_shard
+from wamjax.data.readers.lerobot import episode_file
+from wamjax.data.storage import MALFORMED, PathLike, Place, brief, read_json, read_lines
+from wamjax.data.tables import read_columns
+from wamjax.data.video_files import read_video
 from wamjax.errors import UserError
 
 COLUMNS = {"state": "observation.state", "action": "action"}
 """Columns of state and action where modality.json names none."""
 RELATIVE_STATISTICS = "relative_stats_dreamzero.json"
-SHARD_EPISODES = 64
 _NOT_PROVIDED = ("", "not provided")  # what DROID's conversion writes where an episode has fewer than three texts
 _log = logging.getLogger(__name__)
-
-# What JSON of another form than expected raises where it is used.
-_DAMAGE = (KeyError, TypeError, ValueError, IndexError, AttributeError)
 
 
 @dataclass(frozen=True)
@@ -49,7 +44,7 @@ class GearDataset:
         lengths: episode number -> steps, without the episodes that info.json discards.
     """
 
-    folder: Path
+    folder: Place
     fps: float
     lengths: Mapping[int, int]
     _info: Mapping[str, Any]
@@ -84,7 +79,7 @@ class GearDataset:
         Raises:
             UserError: a file or a field is missing or of another form.
         """
-        absolute = _read_json(self.folder / "meta/stats.json")
+        absolute = read_json(self.folder / "meta/stats.json")
         parts: Statistics = {"state": {}, "action": {}}
         for part, fields in (("state", embodiment.state), ("action", embodiment.action)):
             for field in fields:
@@ -92,12 +87,12 @@ class GearDataset:
                 try:
                     names = absolute[column].items()
                     parts[part][field.key] = {name: list(map(float, values[start:end])) for name, values in names}
-                except _DAMAGE as error:
+                except MALFORMED as error:
                     raise UserError(
-                        f"meta/stats.json in {self.folder} lacks '{column}' ({_kind(error)}): write it again"
+                        f"meta/stats.json in {self.folder} lacks '{column}' ({brief(error)}): write it again"
                     ) from error
         if any(field.relative for field in embodiment.action):
-            relative = _read_json(self.folder / "meta" / RELATIVE_STATISTICS)
+            relative = read_json(self.folder / "meta" / RELATIVE_STATISTICS)
             keys = [field.key for field in embodiment.action if field.relative]
             if not isinstance(relative, dict) or not all(isinstance(relative.get(key), dict) for key in keys):
                 raise UserError(
@@ -111,7 +106,7 @@ class GearDataset:
         try:
             entry = self._modality[part][field.key]
             column, start, end = entry.get("original_key") or COLUMNS[part], entry["start"], entry["end"]
-        except _DAMAGE as error:
+        except MALFORMED as error:
             known = self._modality.get(part)
             names = ", ".join(known) if isinstance(known, dict) else "nothing"
             raise UserError(
@@ -138,14 +133,9 @@ class GearDataset:
         entry = self._modality["annotation"][key]
         return str((entry.get("original_key") if isinstance(entry, dict) else None) or f"annotation.{key}")
 
-    def _path(self, number: int, kind: str, **names: str) -> Path:
+    def _path(self, number: int, kind: str, **names: str) -> Place:
         """The file of an episode, by the pattern in info.json."""
-        try:
-            chunk = number // int(self._info.get("chunks_size", 1000))
-            pattern = self._info[kind]
-            return self.folder / pattern.format(episode_chunk=chunk, episode_index=number, **names)
-        except (*_DAMAGE, ZeroDivisionError) as error:
-            raise UserError(f"meta/info.json in {self.folder} has no usable {kind} ({_kind(error)})") from error
+        return episode_file(self.folder, self._info, number, kind, **names)
 
     def _episode(
         self,
@@ -157,7 +147,7 @@ class GearDataset:
         cameras: Mapping[str, str],
     ) -> Episode:
         length = self.lengths[number]
-        table = _read_columns(self._path(number, "data_path"), columns, length)
+        table = read_columns(self._path(number, "data_path"), columns, length)
         steps = {}
         for name, (column, start, end) in fields.items():
             values = table[column].reshape(length, -1)
@@ -199,15 +189,15 @@ class GearDataset:
             raise BadEpisode(f"meta/tasks.jsonl in {self.folder} has no task {error}: write it again") from error
 
 
-def open_dataset(folder: str | os.PathLike[str]) -> GearDataset:
+def open_dataset(folder: Place | PathLike) -> GearDataset:
     """Read the metadata of a dataset.
 
     Raises:
         UserError: it is missing or damaged.
     """
-    folder = Path(folder)
-    info, modality = _read_json(folder / "meta/info.json"), _read_json(folder / "meta/modality.json")
-    tasks, episodes = _read_lines(folder / "meta/tasks.jsonl"), _read_lines(folder / "meta/episodes.jsonl")
+    folder = Place.of(folder)
+    info, modality = read_json(folder / "meta/info.json"), read_json(folder / "meta/modality.json")
+    tasks, episodes = read_lines(folder / "meta/tasks.jsonl"), read_lines(folder / "meta/episodes.jsonl")
     try:
         discarded = set(info.get("discarded_episode_indices") or ())
         lengths = {int(e["episode_index"]): int(e["length"]) for e in episodes}
@@ -219,8 +209,8 @@ def open_dataset(folder: str | os.PathLike[str]) -> GearDataset:
             _modality=dict(modality),
             _tasks={int(task["task_index"]): str(task["task"]) for task in tasks},
         )
-    except _DAMAGE as error:
-        raise UserError(f"metadata in {folder}/meta is damaged ({_kind(error)}): write it again") from error
+    except MALFORMED as error:
+        raise UserError(f"metadata in {folder}/meta is damaged ({brief(error)}): write it again") from error
     if not dataset.lengths or min(dataset.lengths.values()) < 1 or not dataset.fps > 0:
         raise UserError(
             f"metadata in {folder}/meta lists no episodes, an empty one, or fps={dataset.fps}: write it again"
@@ -230,26 +220,21 @@ def open_dataset(folder: str | os.PathLike[str]) -> GearDataset:
     return dataset
 
 
-def import_dataset(source: str | os.PathLike[str], destination: str | os.PathLike[str], embodiment: Embodiment) -> int:
-    """Write a GEAR dataset as an episode store, goes on where it was interrupted; returns the number of episodes.
+class GearSource:
+    """The episodes of a GEAR dataset by place, as `readers` have them."""
 
-    Damaged episodes are left out, and logged.
+    def __init__(self, dataset: GearDataset, embodiment: Embodiment):
+        self.name, self._dataset, self._embodiment = dataset.folder.name, dataset, embodiment
+        self._numbers = list(dataset.lengths)
 
-    Raises:
-        UserError: the metadata is missing, damaged or of another robot, or the disk is full.
-    """
-    dataset = open_dataset(source)
-    numbers = list(dataset.lengths)
-    for start in range(0, len(numbers), SHARD_EPISODES):
-        name = f"gear-{start:06d}"
-        if not finished_shard(destination, "train", name):
-            write_shard(
-                destination, "train", name, _sound(dataset, embodiment, numbers[start : start + SHARD_EPISODES])
-            )
-    return int(finish(destination)["splits"]["train"]["episodes"])
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int) -> Episode:
+        return next(self._dataset.episodes(self._embodiment, [self._numbers[index]]))
 
 
-def checkpoint_statistics(path: str | os.PathLike[str], embodiment: Embodiment) -> Statistics:
+def checkpoint_statistics(path: PathLike, embodiment: Embodiment) -> Statistics:
     """The statistics that a released checkpoint was trained with, from its experiment_cfg/metadata.json.
 
     `path` is that file, or the checkpoint's folder. Relative actions have relative statistics there already.
@@ -257,93 +242,14 @@ def checkpoint_statistics(path: str | os.PathLike[str], embodiment: Embodiment) 
     Raises:
         UserError: no such file, or not of this embodiment.
     """
-    path = Path(path)
-    file = path / "experiment_cfg/metadata.json" if path.is_dir() else path
-    metadata = _read_json(file)
+    place = Place.of(path)
+    file = place if place.is_file() else place / "experiment_cfg/metadata.json"
+    metadata = read_json(file)
     try:
         found = metadata[embodiment.tag]["statistics"]
         return {part: {str(key): dict(values) for key, values in found[part].items()} for part in ("state", "action")}
-    except _DAMAGE as error:
+    except MALFORMED as error:
         known = ", ".join(metadata) if isinstance(metadata, dict) else "nothing"
         raise UserError(
             f"{file} has no statistics of '{embodiment.tag}' but {known}: choose another embodiment"
         ) from error
-
-
-def read_video(path: Path, frames: int) -> Video:
-    """A video file whose first `frames` pictures are an episode's.
-
-    Raises:
-        BadEpisode: it is missing, no video, or has fewer pictures.
-    """
-    import av
-
-    try:
-        data = path.read_bytes()
-        with av.open(io.BytesIO(data), "r", format="mp4") as container:
-            stream = container.streams.video[0]
-            count, height, width = stream.frames, stream.height, stream.width
-    except (OSError, IndexError, av.FFmpegError) as error:
-        raise BadEpisode(f"{path} is no video ({type(error).__name__}): get it again") from error
-    if count < frames:
-        raise BadEpisode(f"{path} has {count} pictures for {frames} steps: get it again")
-    return Video(data, frames, height, width)
-
-
-def _sound(dataset: GearDataset, embodiment: Embodiment, numbers: Sequence[int]) -> Iterator[Episode]:
-    """The episodes that can be read."""
-    for number in numbers:
-        try:
-            yield from dataset.episodes(embodiment, [number])
-        except BadEpisode as error:
-            _log.warning("episode %d is left out: %s", number, error)
-
-
-def _read_columns(path: Path, columns: Sequence[str], length: int) -> dict[str, np.ndarray]:
-    """Columns of a Parquet file as arrays (length,) or (length, n)."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.ParquetFile(path).read(columns=list(columns))
-    except (OSError, pyarrow.ArrowException) as error:
-        raise BadEpisode(f"{path} cannot be read ({type(error).__name__}): get it again") from error
-    if table.num_rows != length:
-        raise BadEpisode(f"{path} has {table.num_rows} rows for {length} steps: get it again")
-    found = {}
-    for name in columns:
-        if name not in table.column_names:
-            raise BadEpisode(f"{path} has no column '{name}'")
-        column = table.column(name).combine_chunks()
-        nested = pyarrow.types.is_list(column.type) or pyarrow.types.is_fixed_size_list(column.type)
-        values = column.flatten() if nested else column
-        even = not nested or len(set(column.value_lengths().to_pylist())) == 1
-        if column.null_count or values.null_count or not even:
-            raise BadEpisode(f"column '{name}' of {path} has gaps")
-        array = values.to_numpy(zero_copy_only=False)
-        found[name] = array.reshape(length, -1) if nested else array
-    return found
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: give the folder of a GEAR dataset or checkpoint") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({_kind(error)}): write it again") from error
-
-
-def _read_lines(path: Path) -> list[Any]:
-    """The values of a file with one of JSON per line."""
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: give the folder of a GEAR dataset") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read ({_kind(error)}): write it again") from error
-
-
-def _kind(error: Exception) -> str:
-    """An error in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]

@@ -25,6 +25,9 @@ from wamjax.errors import UserError
 Batch = dict[str, np.ndarray]
 Tokenize = Callable[[str], np.ndarray]
 
+SAMPLE = "sample"
+"""Name, in a batch that is asked for them, of the numbers of its samples in the dataset."""
+
 REDRAWS = 20  # bad clips in a row, after which the dataset itself is taken to be damaged
 _log = logging.getLogger(__name__)
 
@@ -67,6 +70,7 @@ def batches(
     rows: Sequence[int] | None = None,
     cache_bytes: int = 512 << 20,
     threads: int | None = None,
+    numbered: bool = False,
 ) -> Iterator[Batch]:
     """Endless batches from `start_step` on, prefetched by `threads` (default: the cores, at most 8).
 
@@ -77,6 +81,7 @@ def batches(
         tokenize: instruction -> vector (l,); called once per instruction.
         rows: the rows of the global batch that this process wants (default: all).
         cache_bytes: memory for decoded episodes.
+        numbered: whether to add which samples they are.
 
     Yields:
         frames: uint8 (b, v, t, h, w, 3) at step + frame_offsets, the nearest one where the episode has none;
@@ -84,13 +89,16 @@ def batches(
         state: float32 (b, s), as recorded;
         actions: float32 (b, horizon, a), as recorded, the last one repeated past the end;
         action_mask: bool (b, horizon), False for the repeated ones;
-        language: float32 (b, l), the tokenised instruction ("" where there is none).
+        language: float32 (b, l), the tokenised instruction ("" where there is none);
+        sample: int64 (b,), where numbered: the clip, after redraws.
 
     Raises:
         UserError: a camera or field that the dataset lacks, or too many damaged episodes.
     """
     reader = _ClipReader(store, clip, tokenize, cache_bytes)
-    return stream(reader, batch_size=batch_size, seed=seed, start_step=start_step, rows=rows, threads=threads)
+    return stream(
+        reader, batch_size=batch_size, seed=seed, start_step=start_step, rows=rows, threads=threads, numbered=numbered
+    )
 
 
 def stream(
@@ -101,6 +109,7 @@ def stream(
     start_step: int = 0,
     rows: Sequence[int] | None = None,
     threads: int | None = None,
+    numbered: bool = False,
 ) -> Iterator[Batch]:
     """Endless batches of a reader's samples, in the order that the module describes; arguments as in `batches`.
 
@@ -119,6 +128,7 @@ def stream(
     order = grain.MapDataset.range(reader.clips).shuffle(seed=seed)
     steps = grain.MapDataset.range(start_step, sys.maxsize // batch_size)
     load = functools.partial(_load, reader=reader, order=order, batch_size=batch_size, rows=wanted, seed=seed)
+    load = functools.partial(load, numbered=numbered)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     return iter(steps.map(load).to_iter_dataset(options))
 
@@ -131,20 +141,30 @@ def episode_clips(store: EpisodeStore, clip: ClipConfig, episode: int, tokenize:
 
 
 def _load(
-    step: int, *, reader: "EpisodeReader", order: Sequence[int], batch_size: int, rows: Sequence[int], seed: int
+    step: int,
+    *,
+    reader: "EpisodeReader",
+    order: Sequence[int],
+    batch_size: int,
+    rows: Sequence[int],
+    seed: int,
+    numbered: bool,
 ) -> Batch:
     """The wanted rows of one step's batch; `order`, indexed past its length, is shuffled anew each epoch."""
     positions = [step * batch_size + row for row in rows]
-    samples = [_draw(position, int(order[position]), reader, seed) for position in positions]
-    return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+    numbers, samples = zip(
+        *(_draw(position, int(order[position]), reader, seed) for position in positions), strict=True
+    )
+    batch = {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+    return batch | {SAMPLE: np.array(numbers)} if numbered else batch
 
 
-def _draw(position: int, number: int, reader: "EpisodeReader", seed: int) -> Batch:
-    """Clip `number`, or where it is damaged another one that depends on the seed and the position only."""
+def _draw(position: int, number: int, reader: "EpisodeReader", seed: int) -> tuple[int, Batch]:
+    """Clip `number`, or where it is damaged another one that depends on the seed and the position only; and which."""
     for attempt in range(REDRAWS):
         key = (seed, position, attempt)
         try:
-            return reader.read(number, key)
+            return number, reader.read(number, key)
         except BadEpisode as error:
             redrawn = int(np.random.default_rng(key).integers(reader.clips))
             _log.warning("sample %d: clip %d is replaced by clip %d: %s", position, number, redrawn, error)

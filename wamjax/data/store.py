@@ -5,12 +5,13 @@
     dataset.json                  written last, by `finish`: the splits, fields, cameras and the fingerprint
     statistics.json               exact statistics of the training split's fields
 
+Records and JSON files carry checksums, which are compared whenever they are read.
+
 Every file appears under its name only when it is complete (`files.replacing`), so a killed writer leaves
 nothing that looks finished, and its work can be resumed shard by shard.
 """
 
 import hashlib
-import json
 import os
 import re
 import threading
@@ -23,7 +24,7 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 
 from wamjax.data import statistics
 from wamjax.data.episode import JSON, BadEpisode, Episode, pack, unpack
-from wamjax.data.files import PARTIAL, replacing, sha256, write_json
+from wamjax.data.files import PARTIAL, read_sealed, replacing, sha256, write_sealed
 from wamjax.errors import UserError
 
 PathLike = str | os.PathLike[str]
@@ -59,7 +60,7 @@ def write_shard(folder: PathLike, split: str, name: str, episodes: Iterable[Epis
     with replacing(shard) as partial:
         description = _write_records(partial, episodes)
         description |= {"file": shard.name, "bytes": partial.stat().st_size, "sha256": sha256(partial)}
-    write_json(shard.with_suffix(".json"), description)
+    write_sealed(shard.with_suffix(".json"), description)
     return description
 
 
@@ -78,7 +79,7 @@ def finish(folder: PathLike, *, name: str | None = None) -> dict[str, Any]:
         if (description := _read_sidecar(path)) is not None and description["episodes"]:
             shards.setdefault(path.name.split("-", 1)[0], []).append(description)
     if "train" not in shards:
-        raise UserError(f"no episodes of split 'train' in {folder}: run `wamjax data collect` to the end")
+        raise UserError(f"no episodes of split 'train' in {folder}: collect or convert that first")
     everything = [shard for parts in shards.values() for shard in parts]
     first = everything[0]
     for shard in everything:
@@ -96,8 +97,8 @@ def finish(folder: PathLike, *, name: str | None = None) -> dict[str, Any]:
         "fingerprint": hashlib.sha256(hashes.encode()).hexdigest(),
     }
     train = EpisodeStore(folder, "train", dataset=dataset)
-    write_json(folder / "statistics.json", statistics.compute(train[i].steps for i in range(len(train))))
-    write_json(folder / "dataset.json", dataset)
+    write_sealed(folder / "statistics.json", statistics.compute(train[i].steps for i in range(len(train))))
+    write_sealed(folder / "dataset.json", dataset)
     for leftover in folder.glob(f".*{PARTIAL}"):
         leftover.unlink(missing_ok=True)
     return dataset
@@ -123,7 +124,16 @@ class EpisodeStore:
 
     def __init__(self, folder: PathLike, split: str = "train", *, dataset: dict[str, Any] | None = None):
         self.folder, self.split = Path(folder), split
-        dataset = dataset or _read_dataset(self.folder)
+        try:
+            self._open(dataset or _read_dataset(self.folder))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:  # without a checksum, as written before
+            raise UserError(f"{self.folder / 'dataset.json'} is damaged ({error!r}): write it again") from error
+        self._readers: dict[int, ArrayRecordReader] = {}
+        self._lock = threading.Lock()
+
+    def _open(self, dataset: dict[str, Any]) -> None:
+        """Take over what dataset.json and the descriptions of the shards say."""
+        split = self.split
         self.splits = tuple(dataset["splits"])
         if split not in self.splits:
             raise UserError(f"no split '{split}' in {self.folder}: it has {', '.join(self.splits)}")
@@ -138,8 +148,6 @@ class EpisodeStore:
         self.lengths = np.array([length for part in parts for length in part["lengths"]], np.int64)
         self._metadata = [metadata for part in parts for metadata in part["metadata"]]
         self._starts = np.cumsum([0] + [shard["episodes"] for shard in self._shards])
-        self._readers: dict[int, ArrayRecordReader] = {}
-        self._lock = threading.Lock()
 
     def __len__(self) -> int:
         """Number of episodes."""
@@ -160,7 +168,7 @@ class EpisodeStore:
         except RuntimeError as error:  # ArrayRecord's own checksums
             raise BadEpisode(f"episode {index} cannot be read from {path}: {error}") from error
         episode = unpack(record)
-        if len(episode) != self.lengths[index] or _schema(episode) != self._schema:
+        if len(episode) != self.lengths[index] or schema(episode) != self._schema:
             raise BadEpisode(f"episode {index} in {path} differs from its description in length or fields")
         return episode
 
@@ -170,8 +178,16 @@ class EpisodeStore:
 
     @property
     def statistics(self) -> statistics.Statistics:
-        """Those of the training split, as `statistics.compute` describes them."""
-        return json.loads((self.folder / "statistics.json").read_text())
+        """Those of the training split, as `statistics.compute` describes them.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        path = self.folder / "statistics.json"
+        try:
+            return read_sealed(path)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} is missing or damaged ({error}): write the dataset again") from error
 
     def verify(self) -> None:
         """Read every shard of the split and compare its SHA-256 with the one it was written with.
@@ -208,13 +224,13 @@ class EpisodeStore:
 
 def _write_records(path: Path, episodes: Iterable[Episode]) -> dict[str, Any]:
     """Write the episodes' records to `path` and describe them."""
-    lengths, metadata, schema = [], [], None
+    lengths, metadata, common = [], [], None
     writer = ArrayRecordWriter(str(path), _WRITE_OPTIONS)
     try:
         for episode in episodes:
-            if schema not in (None, found := _schema(episode)):
-                raise BadEpisode(f"episodes of one shard must look alike: {found} after {schema}")
-            schema = found
+            if common not in (None, found := schema(episode)):
+                raise BadEpisode(f"episodes of one shard must look alike: {found} after {common}")
+            common = found
             writer.write(pack(episode))
             lengths.append(len(episode))
             metadata.append(dict(episode.metadata))
@@ -225,7 +241,7 @@ def _write_records(path: Path, episodes: Iterable[Episode]) -> dict[str, Any]:
         "episodes": len(lengths),
         "steps": sum(lengths),
         "lengths": lengths,
-        "schema": schema,
+        "schema": common,
         "metadata": metadata,
     }
 
@@ -240,8 +256,12 @@ def _summary(shards: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _schema(episode: Episode) -> dict[str, Any]:
-    """What all episodes of a dataset share."""
+def schema(episode: Episode) -> dict[str, Any]:
+    """What all episodes of a dataset share: fps, fields, cameras.
+
+    Raises:
+        BadEpisode: the episode has no frame rate.
+    """
     if not isinstance(fps := episode.metadata.get("fps"), int | float) or not fps > 0:
         raise BadEpisode(f"an episode's metadata needs a positive 'fps', got {fps!r}")
     return {
@@ -263,7 +283,7 @@ def _shard_path(folder: Path, split: str, name: str) -> Path:
 def _read_sidecar(shard: Path) -> dict[str, Any] | None:
     """The description of a shard, or None where the shard is not finished (or not the size it was)."""
     try:
-        description = json.loads(shard.with_suffix(".json").read_text())
+        description = read_sealed(shard.with_suffix(".json"))
         return description if shard.stat().st_size == description["bytes"] else None
     except (FileNotFoundError, ValueError, KeyError):
         return None
@@ -279,7 +299,7 @@ def _read_dataset(folder: Path) -> dict[str, Any]:
             + (" again, it continues where it stopped" if started else "")
         )
     try:
-        dataset = json.loads(path.read_text())
+        dataset = read_sealed(path)
         version = dataset["format"]
     except (ValueError, KeyError) as error:
         raise UserError(f"{path} is damaged ({error}): run `wamjax data collect --out {folder}`") from error

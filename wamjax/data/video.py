@@ -11,6 +11,7 @@ import io
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -26,8 +27,8 @@ _RGB = "rgb24"
 def encode(frames: np.ndarray, fps: float, *, gop: int = GOP, crf: int = CRF, everywhere: bool = False) -> Video:
     """Compress frames, uint8 (t, h, w, 3), shown at `fps` Hz; equal input gives equal bytes.
 
-    `gop` is the largest distance between pictures that can be decoded alone, `crf` x264's quality
-    (lower is better, 0 lossless but for the colour conversion). `everywhere` gives up colour resolution (yuv420p, which
+    `gop` is the largest distance between pictures that can be decoded alone, `crf` x264's quality: lower is better,
+    0 keeps every pixel as it is. `everywhere` gives up colour resolution (yuv420p, which
     needs even sides) for a file that every player shows; episodes are stored without.
 
     Raises:
@@ -40,12 +41,10 @@ def encode(frames: np.ndarray, fps: float, *, gop: int = GOP, crf: int = CRF, ev
         # tune=psnr drops x264's psycho-visual tricks: a policy wants the pixels, not the look of grain.
         parameters = ":".join(["open-gop=0", "log-level=none", *_instructions()])
         options = {"crf": str(crf), "tune": "psnr", "x264-params": parameters}
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001), options=options)
-        stream.width, stream.height, stream.pix_fmt = (
-            frames.shape[2],
-            frames.shape[1],
-            "yuv420p" if everywhere else "yuv444p",
-        )
+        lossless = crf == 0 and not everywhere  # then in RGB: the conversion of colours loses, too
+        codec, layout = ("libx264rgb", _RGB) if lossless else ("libx264", "yuv420p" if everywhere else "yuv444p")
+        stream: Any = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
+        stream.width, stream.height, stream.pix_fmt = frames.shape[2], frames.shape[1], layout
         stream.gop_size = gop
         stream.thread_count = 1  # small pictures gain nothing from threads, and collectors fill every core
         for picture in np.ascontiguousarray(frames):

@@ -78,6 +78,11 @@ class TokenPlan:
         return all(map(all, self.visible)) and not self.causal
 
     @functools.cached_property
+    def stops(self) -> np.ndarray:
+        """Where every group ends in the sequence."""
+        return np.cumsum([group.length for group in self.groups], dtype=int)
+
+    @functools.cached_property
     def owner(self) -> np.ndarray:
         """The index of every token's group (n,)."""
         return np.repeat(np.arange(len(self.groups), dtype=np.int32), [group.length for group in self.groups])
@@ -97,8 +102,7 @@ class TokenPlan:
         """
         if self.causal:
             raise ValueError("tokens of a causal group see each something else: the plan has no spans")
-        stops = np.cumsum([group.length for group in self.groups])
-        first = self.length - queries
+        stops, first = self.stops, self.length - queries
         for row, members in itertools.groupby(range(len(self.groups)), self.visible.__getitem__):
             *_, last = span = list(members)
             start, stop = stops[span[0]] - self.groups[span[0]].length, stops[last]
@@ -118,7 +122,14 @@ class TokenPlan:
 
     def pairs(self, queries: int | None = None) -> int:
         """Exact number of (query, key) pairs that are visible, for the last `queries` tokens (default: all)."""
-        return int(self.mask[self.length - (self.length if queries is None else queries) :].sum())
+        first, total = 0 if queries is None else self.length - queries, 0
+        for i, (group, stop) in enumerate(zip(self.groups, self.stops, strict=True)):
+            asking = min(group.length, max(0, int(stop) - first))
+            seen = sum(key.length for key, sees in zip(self.groups, self.visible[i], strict=True) if sees)
+            total += asking * seen
+            if group.causal and self.visible[i][i]:
+                total -= asking * (asking - 1) // 2  # the last token sees its whole group, the one before one less
+        return total
 
 
 def _runs(groups: Sequence[int], stops: np.ndarray, every: tuple[Group, ...]) -> tuple[slice, ...]:

@@ -7,8 +7,9 @@ import re
 from collections import defaultdict
 from typing import Any
 
-from wamjax.compute.flops import Flops, of_passes
-from wamjax.nn.splash import executed_pairs
+from wamjax.compute.costs import bounds
+from wamjax.compute.executed import executed
+from wamjax.compute.flops import kernel_pairs, of_passes
 from wamjax.planning.program import Program, compile_step
 from wamjax.planning.program_text import collectives, float32_products, kernels
 from wamjax.planning.topology import Topology
@@ -84,7 +85,8 @@ def plan(
     mesh = make_mesh(mesh_config, topology.devices())
     sizes = {name: int(size) for name, size in mesh.shape.items()}
     passes = learner.passes("train")
-    model, executed = (x.total * config.batch_size for x in (of_passes(passes), _executed(passes)))
+    model = of_passes(passes).total * config.batch_size
+    run = executed(passes, kernel_pairs).executed * config.batch_size
     limit, program, error = int(topology.chip.memory), None, ""
     try:
         program = compile_step(learner, encoded, frozen, config, mesh, rules)
@@ -92,7 +94,7 @@ def plan(
     except Exception as failure:
         needed, error = _out_of_memory(failure)
     moved = _moved(program)
-    terms = _terms(topology, sizes, executed, moved, program)
+    terms = _terms(topology, sizes, run, moved, program)
     slow = terms["compute"] / ATTAINED + terms["ici"] + terms["dcn"]
     fast, pod = max(terms.values()), topology.chips * topology.chip.flops
     return Plan(
@@ -103,7 +105,7 @@ def plan(
         hbm_limit_bytes=limit,
         memory=program.memory if program else {},
         flops_per_step=model,
-        executed_per_step=executed,
+        executed_per_step=run,
         collectives=moved,
         terms=terms,
         step_seconds=slow,
@@ -122,20 +124,9 @@ def plan(
     )
 
 
-def _executed(passes: list[Pass]) -> Flops:
-    """With a second forward pass where activations are recomputed, and the pairs that the kernel computes."""
-    total = Flops()
-    for one in passes:
-        forward = of_passes([dataclasses.replace(one, trained=False)])
-        ratio = executed_pairs(one.plan) / one.plan.pairs() if one.queries == one.plan.length else 1.0
-        times = (3 + (one.network.stack.remat is not None)) if one.trained else 1
-        total = total + Flops(forward.matmul, forward.attention * ratio) * times
-    return total
-
-
 def _pairs_ratio(passes: list[Pass]) -> float:
     whole = [one.plan for one in passes if one.queries == one.plan.length]
-    return sum(map(executed_pairs, whole)) / sum(one.pairs() for one in whole)
+    return sum(map(kernel_pairs, whole)) / sum(one.pairs() for one in whole)
 
 
 def _moved(program: Program | None) -> dict[str, int]:
@@ -158,12 +149,8 @@ def _terms(
     parameters = program.parameters if program else 0
     links = sum(TRAFFIC.get(kind, 1.0) * size for kind, size in moved.items())
     across = 2 * 2 * parameters / (mesh["fsdp"] * mesh["tensor"]) if topology.slices > 1 else 0.0
-    return {
-        "compute": executed / (topology.chips * chip.flops),
-        "hbm": 2 * (memory["arguments"] + memory["temporaries"]) / chip.bandwidth,
-        "ici": links / chip.links,
-        "dcn": across / chip.network,
-    }
+    touched = 2 * (memory["arguments"] + memory["temporaries"])
+    return bounds(chip, executed / topology.chips, touched, links, across)
 
 
 def _out_of_memory(failure: Exception) -> tuple[int, str]:

@@ -44,8 +44,10 @@ def compile_step(
     """
     begin = time.monotonic()
     optimizer = make_optimizer(config.optimizer, config.steps)
-    state = abstract_state(learner, optimizer, config.optimizer.ema, mesh, rules)
-    step = make_step(learner, optimizer, config.optimizer.ema, config.seed, mesh, state, config.portions)
+    state = abstract_state(learner, optimizer, config.optimizer.ema, mesh, rules, config.guard)
+    step = make_step(
+        learner, optimizer, config.optimizer.ema, config.seed, mesh, state, config.portions, config.guard.spike
+    )
     rows = batch_sharding(mesh)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), encoded)
     compiled = step.lower(state, frozen, batch).compile()

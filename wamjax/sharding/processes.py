@@ -9,8 +9,8 @@ finds the others by itself, from what the environment says:
     Open MPI         OMPI_MCA_orte_hnp_uri, OMPI_COMM_WORLD_SIZE, _RANK and _LOCAL_RANK: what mpirun sets
     Kubernetes Job   KUBERNETES_SERVICE_HOST and JOB_COMPLETION_INDEX, where the package `kubernetes` is installed
 
-A process that a failure of machines or network ends has exit code 42, which xpk and other schedulers can be told to
-start again; 2 is a user's mistake and 1 a bug, which would only happen again.
+A process that a failure of machines or network ends has exit code 42, as has one that was told to stop or that hung:
+xpk and other schedulers can be told to start it again. 2 is a user's mistake and 1 a bug: they would only happen again.
 
 SLURM and Open MPI give every process the one GPU of its local rank, so they start one process per GPU.
 JAX_COORDINATOR_PORT chooses another port for the coordinator.
@@ -42,13 +42,17 @@ TOGETHER = (
 )
 
 LOST = 42
-"""Exit code where a machine or the network failed: the same command goes on. (xpk starts again on 42 and above 126.)"""
+"""Exit code where a machine or the network failed, or the run was told to stop: the same command goes on. (xpk starts
+again on 42 and above 126.)"""
 
 _STATUS = "(ABORTED|CANCELLED|DEADLINE_EXCEEDED|INTERNAL|UNAVAILABLE|UNKNOWN): "
 """How messages of a lost machine or connection begin; their class is now JaxRuntimeError, now ValueError."""
 
 _FAILED, _ENDED = "wamjax/failed", "wamjax/ended"
-_POLL, _GRACE, _LINGER = 60.0, 2.0, 10.0  # seconds
+GRACE = 2.0
+"""Seconds that processes leave each other to say what they know before they end."""
+
+_POLL, _LINGER = 60.0, 10.0  # seconds
 _leaving = threading.Event()
 
 
@@ -168,7 +172,7 @@ def together(report: Callable[[BaseException], int]) -> Iterator[None]:
         _leaving.set()
         code = _reported(error, report)
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # what came first counts, here or elsewhere
-            code = _failure(_GRACE)[0]
+            code = _failure(GRACE)[0]
         _leave(code)
     jax.distributed.shutdown()
 
@@ -207,7 +211,7 @@ def _watch() -> None:
         except jax.errors.JaxRuntimeError as error:
             if "DEADLINE_EXCEEDED" not in str(error):
                 return  # the run is over; or process 0 is gone, upon which JAX ends this process
-    if not _leaving.wait(_GRACE):  # most mistakes are found by all processes at once: each then ends by itself
+    if not _leaving.wait(GRACE):  # most mistakes are found by all processes at once: each then ends by itself
         print(f"wamjax: error: {failure}", file=sys.stderr)
         _leave(code)
 
@@ -225,7 +229,7 @@ def _leave(code: int) -> None:
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         _client().wait_at_barrier(_ENDED, int(_LINGER * 1000))
     if first():
-        time.sleep(_GRACE)  # the coordinator goes last: JAX aborts a process that sees it go
+        time.sleep(GRACE)  # the coordinator goes last: JAX aborts a process that sees it go
     os._exit(code)  # ordinary exit would wait for processes that are gone
 
 

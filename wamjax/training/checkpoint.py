@@ -9,10 +9,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,6 +75,12 @@ class Checkpoints:
         found = {int(step): _damage(self.path(step)) for step in self._manager.all_steps()}
         return {step: wrong for step, wrong in found.items() if wrong is not None}
 
+    def last_good(self) -> str:
+        """A few words about the newest checkpoint, once everything is written."""
+        self.wait()
+        latest = self.latest
+        return "there is no checkpoint yet" if latest is None else f"the last good checkpoint is {self.path(latest)}"
+
     def path(self, step: int) -> Path:
         """Where the checkpoint of a step lies."""
         return self.folder / str(step)
@@ -84,24 +92,25 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state),
+                    state=ocp.args.StandardSave(_present(state)),
                     frozen=ocp.args.StandardSave(frozen),
                     meta=ocp.args.JsonSave(meta),
                 ),
             )
 
     def restore(self, step: int, state: TrainState, frozen: Any) -> tuple[TrainState, Any]:
-        """Reads a checkpoint into the shapes and shardings of `state` and `frozen`.
+        """Reads a checkpoint into the shapes, shardings and number types of `state` and `frozen` (None: not read).
+
+        Numbers that were saved in another precision are converted, to the nearest; a line says so.
 
         Raises:
             UserError: leaves missing, unexpected or of another shape.
             DamagedCheckpoint: files that cannot be read.
         """
+        wanted = {"state": _present(state)} | ({} if frozen is None else {"frozen": frozen})
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
         try:
-            restored = self._manager.restore(
-                step,
-                args=ocp.args.Composite(state=ocp.args.StandardRestore(state), frozen=ocp.args.StandardRestore(frozen)),
-            )
+            restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:
             said = f"{error.__cause__ or error}".strip()
             if "Error reading" in said:  # TensorStore's words for files that are cut short or garbled
@@ -113,7 +122,9 @@ class Checkpoints:
                 f"the checkpoint {self.path(step)} belongs to another policy, base or configuration: "
                 f"{why or said.splitlines()[0][:200]}"
             ) from error
-        return restored["state"], restored["frozen"]
+        if changed := _converted(_shapes(self.path(step) / "state"), wanted["state"]):
+            processes.say(f"{self.path(step)}: {changed}, as the configuration says")
+        return dataclasses.replace(state, **restored["state"]), None if frozen is None else restored["frozen"]
 
     def params(self, step: int) -> tuple[Any, Any]:
         """The averaged (where no average is kept, the last) and the frozen parameters alone, as NumPy arrays."""
@@ -193,6 +204,25 @@ def _read(path: Path, keys: tuple[str, ...] = ()) -> Any:
 def _shapes(path: Path) -> dict[str, Any]:
     """A saved tree with a description of every leaf, which has its shape."""
     return dict(ocp.PyTreeCheckpointHandler().metadata(path).tree)  # a Checkpointer would warn of a file items lack
+
+
+def _present(state: TrainState) -> dict[str, Any]:
+    """The parts of a state that are there; a guard that is not leaves no trace."""
+    parts = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: part for name, part in parts.items() if name != "guard" or part is not None}
+
+
+def _converted(saved: Any, wanted: Any) -> str:
+    """How many arrays change their type of number, by types; empty where none does."""
+    there, here = _types(saved), _types(wanted)
+    counts = Counter((old, here[path]) for path, old in there.items() if old != here.get(path, old))
+    return ", ".join(f"{count} arrays saved in {old} are read in {new}" for (old, new), count in sorted(counts.items()))
+
+
+def _types(tree: Any) -> dict[str, str]:
+    """Types of the numbers of all leaves, by path."""
+    found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: hasattr(leaf, "dtype"))
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.dtype(leaf.dtype).name for path, leaf in found}
 
 
 def _difference(saved: Any, expected: Any) -> str | None:

@@ -6,10 +6,9 @@ step s - 1. The host never waits for the device it has just fed, and a saved dat
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import math
-import time
-from collections import deque
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,24 +17,23 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from wamjax.compute.chips import peak
-from wamjax.compute.flops import of_passes, parameter_count
-from wamjax.errors import NonFiniteLoss, UserError
+from wamjax.errors import UserError
 from wamjax.policies.contract import Params
 from wamjax.sharding import processes
-from wamjax.sharding.mesh import Rules, place, process_rows, shardings, to_devices
+from wamjax.sharding.mesh import OnMesh, Rules, place, process_rows, shardings, to_devices
 from wamjax.training.checkpoint import Checkpoints, DamagedCheckpoint
+from wamjax.training.clock import Clock, Ledger
+from wamjax.training.guard import GuardConfig, Rewind
+from wamjax.training.lineage import Lineage, on_device
 from wamjax.training.lora import LoRAConfig, adapt
-from wamjax.training.metrics import MetricWriter, SilentWriter, make_writer
-from wamjax.training.optimizer import OptimizerConfig, make_optimizer, schedule
+from wamjax.training.meter import Rates
+from wamjax.training.optimizer import OptimizerConfig, make_optimizer
 from wamjax.training.rounding import in_eight_bits
 from wamjax.training.step import Learner, TrainState, abstract_state, init_state, make_step, make_validation
+from wamjax.training.watch import Notice, Profiler, WatchConfig, Watchdog
 
 Batches = Callable[[int, Sequence[int]], Iterator[dict[str, np.ndarray]]]
-"""(first step, rows of this process) -> endless batches."""
-
-FINAL_STEPS = 50
-"""The final loss is the mean over so many last steps."""
+"""(number of the first batch, rows of this process) -> endless batches; with `SAMPLE` where samples are logged."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +48,7 @@ class TrainConfig:
         optimizer: optimizer and schedule.
         lora: adapters to train beside parameters that stay; None trains all parameters.
         products: "int8" or "fp8": blocks multiply in 8 bits (`wamjax.training.rounding`); "" for the policy's numbers.
+        guard: what is done about bad steps. watch: how the run is watched.
         log_every, validate_every, checkpoint_every: in steps.
         validation_batches: batches of one validation.
         keep: newest checkpoints kept. keep_every: checkpoints of such steps are kept for ever; 0 for none.
@@ -62,6 +61,8 @@ class TrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig | None = None
     products: str = ""
+    guard: GuardConfig = GuardConfig()
+    watch: WatchConfig = WatchConfig()
     log_every: int = 20
     validate_every: int = 500
     validation_batches: int = 4
@@ -87,7 +88,8 @@ def train(
     run: Path,
     meta: dict[str, Any],
     initial: Params | None = None,
-) -> dict[str, Any]:
+    clock: Clock | None = None,
+) -> dict[str, Any] | None:
     """Trains until `config.steps`, going on from the run folder's newest checkpoint.
 
     Args:
@@ -97,87 +99,180 @@ def train(
         run: folder for checkpoints and metrics.
         meta: stored with every checkpoint.
         initial: parameters to begin with, for instance imported ones; their arrays are used up. None: the policy's.
+        clock: of this process; default: one that starts now.
 
     Returns:
-        A summary: steps, flops, mfu, final_loss, parameters, wall_seconds, batch_size, peak_flops, peak_source.
+        A summary (see `Meter.summary`); None where the run was told to stop, and has saved what it had.
 
     Raises:
-        NonFiniteLoss: loss or gradient is not finite; names the last good checkpoint.
+        NonFiniteLoss: bad steps, as far as `config.guard` says; names the last good checkpoint.
     """
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    checkpoints = Checkpoints(run, config.keep, config.keep_every)
-    policy = in_eight_bits(policy, config.products)
-    policy, initial, frozen = adapt(policy, initial, frozen, config.lora, config.seed)
+    clock = clock or Clock()
+    policy, initial, frozen = adapt(in_eight_bits(policy, config.products), initial, frozen, config.lora, config.seed)
     frozen = place(frozen, shardings(frozen, rules, mesh))
-    initial = place(initial, shardings(initial, rules, mesh))
-    state, frozen, spent = _start(policy, initial, frozen, optimizer, config, mesh, rules, checkpoints)
-    first = int(state.step)
-    step_fn = make_step(policy, optimizer, config.optimizer.ema, config.seed, mesh, state, config.portions)
+    made = _make(policy, config, mesh, rules, initial, batches, validation, run, clock)
+    checkpoints, watch, rewinds = made.checkpoints, config.watch, config.guard.on_bad_step == "rewind"
+    with (
+        _telling(checkpoints),
+        contextlib.ExitStack() as ending,
+        Watchdog(run, watch.hang_seconds, watch.hang_exit) as watchdog,
+        Notice() as notice,
+        Profiler(run, watch.profile_steps, config.log_every) as profiler,
+    ):
+        state, frozen, lineage = _begin(made, frozen, ending)
+        step, saved, pending = lineage.first, lineage.saved, None
+        while True:
+            try:
+                ended, told = step == config.steps, notice.heard()
+                if step > lineage.first and (ended or step % config.validate_every == 0):
+                    with clock.spend("validation"):
+                        lineage.write(step, made.validate(state.averaged, frozen))
+                due = step % config.checkpoint_every == 0 and (step > 0 or rewinds)
+                if step > saved and (ended or told or due):
+                    lineage.take(step, pending)  # never save a state whose gradient was not finite
+                    with clock.spend("checkpoint"):
+                        checkpoints.save(state, frozen, meta | lineage.record(step), step)
+                    saved, pending = step, None
+                    lineage.note(step)
+                if ended or told:
+                    break
+                watchdog.beat()
+                profiler.before(step)
+                with clock.spend("data"):
+                    batch = lineage.next(step)
+                with clock.spend("host_to_device"):
+                    spread = to_devices(batch, mesh)
+                with clock.spend("compute" if clock.spent["compile"] else "compile"):
+                    state, metrics = made.step(state, frozen, spread)
+                lineage.take(step, pending)
+                step, pending = step + 1, metrics
+            except Rewind as bad:
+                del state  # its place is needed for the one that is read
+                lineage.note(step)
+                state, _, lineage = _begin(made, None, ending, bad)
+                step, saved, pending = lineage.first, lineage.first, None
+        with clock.spend("checkpoint"):
+            checkpoints.wait()
+        lineage.note(step)
+    return lineage.summary(state) if ended else None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Made:
+    """What a run is made of, wherever it goes on.
+
+    Attributes:
+        checkpoints, step, validate: of the run. abstract: shapes and places of its state.
+        create: makes a fresh state. follow: (first step, record of its checkpoint, reason to go back) -> lineage.
+    """
+
+    checkpoints: Checkpoints
+    step: OnMesh
+    validate: Callable[[Params, Params], dict[str, float]]
+    abstract: TrainState
+    create: Callable[[], TrainState]
+    follow: Callable[[int, dict[str, Any] | None, Rewind | None], Lineage]
+    clock: Clock
+
+
+def _make(
+    policy: Learner,
+    config: TrainConfig,
+    mesh: Mesh,
+    rules: Rules,
+    initial: Params | None,
+    batches: Batches,
+    validation: Batches | None,
+    run: Path,
+    clock: Clock,
+) -> _Made:
+    ema, seed, guard = config.optimizer.ema, config.seed, config.guard
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    abstract = abstract_state(policy, optimizer, ema, mesh, rules, guard)
     rows = process_rows(config.batch_size, mesh, config.portions)
-    loader = batches(first, rows)
-    validate = _validator(policy, config, mesh, validation, rows)
-    writer = make_writer(run, config.steps, first)
-    meter = _Meter(policy, config, first, spent, checkpoints)
+    checkpoints = Checkpoints(run, config.keep, config.keep_every)
+    rates = Rates(policy, config.batch_size, config.optimizer, config.steps)
+    initial = place(initial, shardings(initial, rules, mesh))
+    return _Made(
+        checkpoints=checkpoints,
+        step=make_step(policy, optimizer, ema, seed, mesh, abstract, config.portions, guard.spike),
+        validate=_validator(policy, config, mesh, validation, rows),
+        abstract=abstract,
+        create=functools.partial(init_state, policy, optimizer, ema, seed, mesh, rules, initial, guard),
+        follow=functools.partial(
+            Lineage,
+            run,
+            clock,
+            Ledger(run),
+            batches,
+            rows,
+            config.log_every,
+            config.watch.log_samples,
+            guard,
+            rates,
+            checkpoints.last_good,
+        ),
+        clock=clock,
+    )
 
-    def save(step: int) -> None:
-        position = {"next_step": step, "seed": config.seed}
-        checkpoints.save(state, frozen, meta | {"data": position, "meter": meter.record()}, step)
 
-    pending: dict[str, jax.Array] | None = None
+def _begin(
+    made: _Made, frozen: Params | None, ending: contextlib.ExitStack, bad: Rewind | None = None
+) -> tuple[TrainState, Params, Lineage]:
+    """The state to go on with, restored where there is a checkpoint, the frozen parameters likewise, and the lineage.
+
+    Args:
+        frozen: parameters to begin with; None: they are not needed.
+        ending: closes the lineage's files, now those of the one before.
+        bad: why the run goes back.
+    """
+    ending.close()
+    if bad is not None:
+        made.checkpoints.wait()
+    with made.clock.spend("restore"):
+        restored = _restored(made.checkpoints, made.abstract, frozen)
+    step, state, frozen, meta = restored or (0, made.create(), frozen, None)
+    lineage = made.follow(step, meta, bad)
+    ending.callback(lineage.close)
+    return state, frozen, lineage
+
+
+def _restored(
+    checkpoints: Checkpoints, abstract: TrainState, frozen: Params | None
+) -> tuple[int, TrainState, Params, dict[str, Any]] | None:
+    """Step, state, frozen parameters and description of the newest whole checkpoint; None where there is none."""
+    damaged = checkpoints.damaged()
+    processes.agree(the_damaged_checkpoints=damaged)
+    for broken, wrong in damaged.items():
+        checkpoints.set_aside(broken, wrong)
+    while (step := checkpoints.latest) is not None:
+        processes.agree(the_newest_checkpoint=step)
+        try:
+            state, frozen = checkpoints.restore(step, abstract, _shapes(frozen))
+            meta = checkpoints.meta(step)
+        except DamagedCheckpoint as error:
+            checkpoints.set_aside(step, error)
+            continue
+        processes.say(f"going on from {checkpoints.path(step)}")
+        return step, state, frozen, meta
+    processes.agree(the_newest_checkpoint=None)
+    return None
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), tree)
+
+
+@contextlib.contextmanager
+def _telling(checkpoints: Checkpoints) -> Iterator[None]:
+    """Around a run: tells the others of an error, then waits for what is being written."""
     try:
-        for step in range(first, config.steps):
-            if step > first and step % config.validate_every == 0:
-                writer.write(step, validate(state.averaged, frozen))
-            if step > first and step % config.checkpoint_every == 0:
-                meter.read(step, pending, writer)  # never save a state whose gradient was not finite
-                pending = None
-                save(step)
-            batch = to_devices(next(loader), mesh)
-            state, metrics = step_fn(state, frozen, batch)
-            meter.read(step, pending, writer)
-            pending = metrics
-        meter.read(config.steps, pending, writer)
-        if checkpoints.latest != config.steps:
-            writer.write(config.steps, validate(state.averaged, frozen))
-            save(config.steps)
+        yield
     except BaseException as error:
         processes.fail(error)  # first, since closing waits for checkpoints that all processes write
         raise
     finally:
         checkpoints.close()
-        writer.close()
-    return meter.summary(state)
-
-
-def _start(
-    policy: Learner,
-    initial: Params | None,
-    frozen: Params,
-    optimizer: Any,
-    config: TrainConfig,
-    mesh: Mesh,
-    rules: Rules,
-    checkpoints: Checkpoints,
-) -> tuple[TrainState, Params, dict[str, Any]]:
-    """The state to begin with, restored where there is a checkpoint, and what the meter had recorded by then."""
-    ema, damaged = config.optimizer.ema, checkpoints.damaged()
-    processes.agree(the_damaged_checkpoints=damaged)
-    for broken, wrong in damaged.items():
-        checkpoints.set_aside(broken, wrong)
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), frozen)
-    while (step := checkpoints.latest) is not None:
-        processes.agree(the_newest_checkpoint=step)
-        try:
-            state, frozen = checkpoints.restore(step, abstract_state(policy, optimizer, ema, mesh, rules), abstract)
-            spent = checkpoints.meta(step)["meter"]
-        except DamagedCheckpoint as error:
-            checkpoints.set_aside(step, error)
-            continue
-        processes.say(f"going on from {checkpoints.path(step)}")
-        return state, frozen, spent
-    processes.agree(the_newest_checkpoint=None)
-    state = init_state(policy, optimizer, ema, config.seed, mesh, rules, initial)
-    return state, frozen, {"wall_seconds": 0.0, "losses": []}
 
 
 def _validator(
@@ -190,80 +285,9 @@ def _validator(
 
     def run(params: Params, frozen: Params) -> dict[str, float]:
         loader = validation(0, rows)
-        each = [loss(params, frozen, to_devices(next(loader), mesh)) for _ in range(config.validation_batches)]
+        each = [
+            loss(params, frozen, to_devices(on_device(next(loader)), mesh)) for _ in range(config.validation_batches)
+        ]
         return {f"validation/{name}": float(np.mean([float(one[name]) for one in each])) for name in each[0]}
 
     return run
-
-
-class _Meter:
-    """Reads metrics one step late, guards against non-finite values, and keeps the clock."""
-
-    def __init__(
-        self, policy: Learner, config: TrainConfig, first: int, spent: dict[str, Any], checkpoints: Checkpoints
-    ) -> None:
-        self._config, self._checkpoints = config, checkpoints
-        self._rate = schedule(config.optimizer, config.steps)
-        self._flops = of_passes(policy.passes("train")).total * config.batch_size
-        self._peak = peak()
-        self._before, self._began = float(spent["wall_seconds"]), time.monotonic()
-        self._last_step, self._last_time = first, self._began
-        self._losses: deque[float] = deque(spent["losses"], maxlen=FINAL_STEPS)
-
-    @property
-    def wall(self) -> float:
-        """Seconds spent in this run, earlier starts included."""
-        return self._before + time.monotonic() - self._began
-
-    def record(self) -> dict[str, Any]:
-        """What a later start needs to go on counting."""
-        return {"wall_seconds": self.wall, "losses": list(self._losses)}
-
-    def read(self, step: int, metrics: dict[str, jax.Array] | None, writer: MetricWriter | SilentWriter) -> None:
-        """Takes in the metrics that `step` steps ended with (None: nothing pending)."""
-        if metrics is None:
-            return
-        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
-            self._stop(step, values)
-        self._losses.append(values["loss"])
-        if step % self._config.log_every == 0 or step == self._config.steps:
-            now = time.monotonic()
-            rate = (step - self._last_step) / max(now - self._last_time, 1e-9)
-            self._last_step, self._last_time = step, now
-            mfu = rate * self._flops / self._peak.flops
-            extra = {
-                "learning_rate": float(self._rate(step - 1)),
-                "steps_per_second": rate,
-                "mfu": mfu,
-                "seconds": self.wall,
-            }
-            writer.write(step, values | extra)
-
-    def summary(self, state: TrainState) -> dict[str, Any]:
-        """What the run spent and reached."""
-        steps = self._config.steps
-        return {
-            "steps": steps,
-            "flops": self._flops * steps,
-            "mfu": self._flops * steps / self.wall / self._peak.flops,
-            "final_loss": float(np.mean(self._losses)) if self._losses else None,
-            "parameters": parameter_count(state.params),
-            "batch_size": self._config.batch_size,
-            "wall_seconds": self.wall,
-            "peak_flops": self._peak.flops,
-            "peak_source": self._peak.source,
-        }
-
-    def _stop(self, step: int, values: dict[str, float]) -> None:
-        self._checkpoints.wait()
-        latest = self._checkpoints.latest
-        good = (
-            "there is no checkpoint yet"
-            if latest is None
-            else f"the last good checkpoint is {self._checkpoints.path(latest)}"
-        )
-        raise NonFiniteLoss(
-            f"step {step}: loss {values['loss']} and gradient norm {values['grad_norm']} are not both finite; {good}. "
-            "Lower train.optimizer.learning_rate or look at the data, then start again"
-        )

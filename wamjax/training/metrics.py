@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from wamjax.data.files import keep_lines
 from wamjax.sharding import processes
 
 
@@ -30,7 +31,7 @@ class MetricWriter:
 
         self._path, self._steps, self._print_every = run / "metrics.jsonl", steps, print_every
         self._printed = 0.0
-        _drop_from(self._path, start_step)
+        keep_lines(self._path, lambda record: record["step"] <= start_step)
         self._file = self._path.open("a")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start_step or None)
 
@@ -70,18 +71,3 @@ def _line(step: int, steps: int, values: Mapping[str, float]) -> str:
         f"step {step:>6}/{steps} {100 * step / steps:3.0f}%  loss {values['loss']:.3f} ({terms})  "
         f"{rate:.2f} steps/s  MFU {100 * values['mfu']:.0f}%  {left / 60:.1f} min left"
     )
-
-
-def _drop_from(path: Path, step: int) -> None:
-    """Keeps the records before `step`; a half-written last line goes too."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            break
-        if record["step"] <= step:
-            kept.append(line + "\n")
-    path.write_text("".join(kept))

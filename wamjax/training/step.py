@@ -15,7 +15,8 @@ from jaxtyping import Array, Int
 
 from wamjax.policies.contract import Batch, Draws, Encoded, Params, Pass
 from wamjax.sharding.mesh import OnMesh, Rules, batch_sharding, replicated, shardings
-from wamjax.training.optimizer import at_rest
+from wamjax.training.guard import NO_GUARD, GuardConfig, GuardState, fresh, judge, keep
+from wamjax.training.optimizer import at_rest, at_work
 
 Metrics = dict[str, Array]
 
@@ -46,12 +47,14 @@ class TrainState:
     Attributes:
         step: steps done.
         params: trainable parameters. ema: their moving average; None where none is kept. opt_state: the optimizer's.
+        guard: by what bad steps are told; None where the step does not decide.
     """
 
     step: Int[Array, ""]
     params: Params
     ema: Params | None
     opt_state: Any
+    guard: GuardState | None = None
 
     @property
     def averaged(self) -> Params:
@@ -67,18 +70,24 @@ def init_state(
     mesh: Mesh,
     rules: Rules,
     initial: Params | None = None,
+    guard: GuardConfig = NO_GUARD,
 ) -> TrainState:
     """A fresh state, created where it belongs on the mesh, of `initial` (used up) or else the policy's parameters."""
-    create = _creator(policy, optimizer, ema, seed)
+    create = _creator(policy, optimizer, ema, seed, guard)
     places = _places(optimizer, jax.eval_shape(create, initial), rules, mesh)
     return jax.jit(create, out_shardings=places, donate_argnums=0)(initial)
 
 
 def abstract_state(
-    policy: Learner, optimizer: optax.GradientTransformation, ema: float, mesh: Mesh, rules: Rules
+    policy: Learner,
+    optimizer: optax.GradientTransformation,
+    ema: float,
+    mesh: Mesh,
+    rules: Rules,
+    guard: GuardConfig = NO_GUARD,
 ) -> TrainState:
     """Shapes and shardings of the state, without creating it."""
-    shapes = jax.eval_shape(_creator(policy, optimizer, ema, seed=0), None)
+    shapes = jax.eval_shape(_creator(policy, optimizer, ema, 0, guard), None)
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -93,12 +102,12 @@ def _places(optimizer: optax.GradientTransformation, shapes: TrainState, rules: 
 
 
 def _creator(
-    policy: Learner, optimizer: optax.GradientTransformation, ema: float, seed: int
+    policy: Learner, optimizer: optax.GradientTransformation, ema: float, seed: int, guard: GuardConfig
 ) -> Callable[[Params | None], TrainState]:
     def create(initial: Params | None) -> TrainState:
         params = policy.init(jax.random.key(seed)) if initial is None else initial
         average = jax.tree.map(jnp.copy, params) if ema else None
-        return TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params))
+        return TrainState(jnp.zeros((), jnp.int32), params, average, optimizer.init(params), fresh(guard))
 
     return create
 
@@ -178,11 +187,13 @@ def make_step(
     mesh: Mesh,
     state: TrainState,
     portions: int = 1,
+    spike: float = 0.0,
 ) -> OnMesh:
     """Compiles (state, frozen, batch) -> (state, metrics).
 
     Randomness depends on the seed and the step alone. The state is donated: its buffers are reused. `ema` is the decay
-    of the moving average, where the state keeps one; `portions` is of `gradients`.
+    of the moving average, where the state keeps one; `portions` is of `gradients`; `spike` is of `judge`, where the
+    state has a guard: a bad step then leaves all but the count of steps as it was.
     """
 
     def step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -193,7 +204,14 @@ def make_step(
         params = optax.apply_updates(state.params, updates)
         average = None if state.ema is None else _follow(state.ema, params, ema, state.step)
         metrics["grad_norm"] = optax.global_norm(grads)
-        return TrainState(state.step + 1, params, average, opt_state), metrics
+        new = TrainState(state.step + 1, params, average, opt_state)
+        if state.guard is not None:
+            bad, guard = judge(state.guard, spike, metrics["loss"], metrics["grad_norm"])
+            old = dataclasses.replace(state, opt_state=at_work(state.opt_state), guard=None)
+            kept = keep(bad, old, dataclasses.replace(new, opt_state=at_work(opt_state)))
+            new = dataclasses.replace(kept, step=new.step, guard=guard)
+            metrics["bad"] = bad.astype(jnp.float32)
+        return new, metrics
 
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
     compiled = jax.jit(

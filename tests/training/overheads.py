@@ -1,0 +1,113 @@
+"""Measures what training costs beside its compiled step, on this machine; `docs/running.md` has the numbers.
+
+    .venv/bin/python -m tests.training.overheads loop          # the loop's own cost: step minus compiled compute
+    .venv/bin/python -m tests.training.overheads checkpoints   # asynchronous saves: seconds that they add to a run
+
+Both compare neighbours in time, turn by turn, since machines that others use as well drift by more than is measured.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from tests.conftest import synthetic_episode
+from wamjax.cli import _experiment
+from wamjax.data.store import EpisodeStore, finish, write_shard
+from wamjax.sharding.mesh import MeshConfig, make_mesh, process_rows, to_devices
+from wamjax.training.host_memory import keep_freed_memory
+from wamjax.training.loop import train
+from wamjax.training.optimizer import make_optimizer
+from wamjax.training.step import init_state, make_step
+
+SIZE = ("policy.width=256", "policy.mlp=768", "policy.layers=6", "train.batch_size=48", "train.optimizer.name='adamw'")
+QUIET = ("train.validate_every=100000", "train.log_every=20")
+
+
+def experiment(*overrides: str) -> Any:
+    return _experiment.load("configs/metaworld_joint.py", (*SIZE, *QUIET, *overrides))
+
+
+class Setting:
+    """A dataset, a policy and its loader."""
+
+    def __init__(self, folder: Path) -> None:
+        write_shard(folder, "train", "square", [synthetic_episode(seed) for seed in range(8)])
+        finish(folder, name="squares")
+        store, config = EpisodeStore(folder), experiment()
+        system = _experiment.system(config)
+        self.policy = system.policy(config, system.shapes(config, store))
+        self.frozen, self.rules = system.frozen(config, store, self.policy), system.rules
+        self.batches, self.mesh = system.loader(config, store, self.policy), make_mesh(MeshConfig())
+
+    def train(self, run: Path, config: Any) -> dict[str, Any]:
+        options = {"mesh": self.mesh, "rules": self.rules, "validation": None, "run": run, "meta": {}}
+        run.mkdir(parents=True)
+        return train(self.policy, self.frozen, config, batches=self.batches, **options)  # type: ignore[return-value]
+
+    def compiled(self, config: Any) -> Any:
+        """Runs the compiled step alone for so many times and returns the seconds of each."""
+        optimizer = make_optimizer(config.optimizer, config.steps)
+        state = init_state(self.policy, optimizer, config.optimizer.ema, config.seed, self.mesh, self.rules)
+        step = make_step(self.policy, optimizer, config.optimizer.ema, config.seed, self.mesh, state)
+        batch = to_devices(next(self.batches(0, process_rows(config.batch_size, self.mesh))), self.mesh)
+
+        def run(times: int) -> float:
+            nonlocal state
+            start = time.perf_counter()
+            for _ in range(times):
+                state, metrics = step(state, self.frozen, batch)
+            jax.block_until_ready((state, metrics))
+            return (time.perf_counter() - start) / times
+
+        run(2)
+        return run
+
+
+def loop(setting: Setting, folder: Path, turns: int = 5, steps: int = 20) -> None:
+    """Turn by turn: steps of the loop, and the same compiled step alone."""
+    config = dataclasses.replace(experiment().train, steps=steps + 1, log_every=steps, checkpoint_every=10**6)
+    alone, ratios, own = setting.compiled(config), [], []
+    for turn in range(turns):
+        before = alone(steps // 2)
+        summary = setting.train(folder / str(turn), config)
+        after, seconds = alone(steps // 2), summary["seconds"]
+        whole = (seconds["compute"] + seconds["data"] + seconds["host_to_device"] + seconds["other"]) / steps
+        ratios.append(whole / ((before + after) / 2) - 1)
+        own.append((whole - seconds["compute"] / steps) / whole)
+        print(
+            f"step alone {before:.4f} and {after:.4f} s, in the loop {whole:.4f} s: {100 * ratios[-1]:+.2f} %", end=""
+        )
+        print(f"; host beside dispatching and waiting {100 * own[-1]:.2f} %", flush=True)
+    print(f"median of {turns}: {100 * statistics.median(ratios):+.2f} % over the compiled step alone,", end=" ")
+    print(f"of which data, transfer and the loop's own work {100 * statistics.median(own):.2f} %")
+
+
+def checkpoints(setting: Setting, folder: Path, steps: int = 200, every: int = 50) -> None:
+    """One run with saves: what they add to the steps around them, against the steps of the same run without."""
+    config = dataclasses.replace(experiment().train, steps=steps, checkpoint_every=every, log_every=1)
+    setting.train(folder / "run", config)
+    lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
+    seconds = {line["step"]: 1 / line["steps_per_second"] for line in lines if "loss" in line and line["step"] > 2}
+    saved = range(every, steps, every)
+    touched = {step + after for step in saved for after in range(-1, 13)}  # writing takes less than ten steps
+    calm = statistics.mean(value for step, value in seconds.items() if step not in touched)
+    extra = sum(seconds[step] - calm for step in touched if step in seconds)
+    size = sum(file.stat().st_size for file in (folder / f"run/checkpoints/{steps}").rglob("*") if file.is_file())
+    print(f"{len(seconds)} steps of {calm:.3f} s; saves of {size / 2**20:.0f} MiB at {[*saved]}")
+    print(f"they add {extra:.2f} s to {sum(seconds.values()):.1f} s: {100 * extra / (calm * len(seconds)):+.2f} %")
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    with tempfile.TemporaryDirectory() as name:
+        measure = {"loop": loop, "checkpoints": checkpoints}[sys.argv[1]]
+        measure(Setting(Path(name) / "data"), Path(name) / "runs")

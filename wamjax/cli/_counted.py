@@ -1,0 +1,117 @@
+"""What `wamjax flops` and `wamjax latency` are asked about: a system of the field, a file, or an experiment."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+from wamjax.cli import _experiment
+from wamjax.cli._experiment import Experiment
+from wamjax.compute import systems
+from wamjax.compute.own import Counts, counts, passes_of, stages_of
+from wamjax.compute.systems import System
+from wamjax.data.store import EpisodeStore
+from wamjax.errors import UserError
+from wamjax.policies.contract import Params, Policy
+from wamjax.policies.dreamzero import stages
+from wamjax.policies.dreamzero.config import DreamZeroConfig
+from wamjax.policies.dreamzero.policy import DreamZero
+from wamjax.sharding.mesh import make_mesh
+from wamjax.training.lora import Adapted, LoRAConfig, split
+
+
+def add_subject_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which system or experiment, and how the answer is given."""
+    text = "a system (see `wamjax flops`), a system file (.json), or an experiment (configs/NAME.py, RUN/config.json)"
+    parser.add_argument("subject", nargs="?", metavar="SYSTEM|CONFIG", help=text)
+    parser.add_argument("--chips-file", default="", metavar="FILE", help="chips of your own: JSON as in compute/data")
+    parser.add_argument("--frame", default="180x320", metavar="HxW", help="an experiment's camera (default: 180x320)")
+    parser.add_argument("--data", metavar="FOLDER", help="an experiment's dataset, where it takes its sizes from one")
+    text = "change one key of the experiment (repeatable)"
+    parser.add_argument("--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[], help=text)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def subject(args: argparse.Namespace) -> System | Experiment:
+    """What is asked about.
+
+    Raises:
+        UserError: neither a system nor a file.
+    """
+    path = Path(args.subject)
+    if path.suffix == ".py" or (path.suffix == ".json" and "policy" in _keys(path)):
+        return _experiment.load(path, args.overrides)
+    if args.overrides:
+        raise UserError(f"--set changes an experiment, and '{args.subject}' is none: edit a copy of the system's file")
+    if path.suffix == ".json" and not path.is_file():
+        raise UserError(f"no file {path}: name a system or give the path of a file")
+    return systems.find(args.subject)
+
+
+def _keys(path: Path) -> set[str]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return set()
+    return set(found) if isinstance(found, dict) else set()
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """An experiment's policy with what its programs read, as shapes where nothing else is needed.
+
+    Attributes:
+        policy: the policy. frozen: its frozen parameters. batch: one training sample.
+    """
+
+    policy: Policy
+    frozen: Params
+    batch: Any
+
+
+def build(args: argparse.Namespace, experiment: Experiment) -> Subject:
+    """The policy of an experiment, for `--frame` or for a dataset."""
+    if isinstance(experiment.policy, DreamZeroConfig):
+        import numpy as np
+
+        policy: Any = _experiment.policy_without_data(experiment, args.frame)
+        (rows, columns, _), factor = policy.latent_size, policy.config.frames.factor
+        frames = np.random.default_rng(0).integers(0, 256, (4, factor * rows, factor * columns, 3), np.uint8)
+        frozen = policy.freeze(frames, stages.statistics(policy), stages.pretrained_shapes(policy))
+        return Subject(policy, frozen, stages.batch(policy, 1))
+    if not args.data:
+        raise UserError(f"'{experiment.name}' takes its sizes from a dataset: give its folder as --data FOLDER")
+    store, system = EpisodeStore(args.data), _experiment.system(experiment)
+    policy = system.policy(experiment, system.shapes(experiment, store))
+    batch = next(system.loader(experiment, store, policy)(0, [0]))
+    statistics = system.statistics(experiment, store, policy)
+    return Subject(policy, system.frozen(experiment, store, policy, statistics, make_mesh(experiment.mesh)), batch)
+
+
+def training_counts(found: Subject, lora: LoRAConfig | None) -> Counts:
+    """What training on a sample computes, of all parameters or of adapters."""
+    import jax
+
+    if lora is None:
+        return counts(found.policy, found.frozen, found.batch)
+    key, name = jax.random.key(0), "base"
+    base = jax.eval_shape(lambda: split(found.policy.init(key), lora, key)[1])
+    frozen = {"policy": found.frozen, "base": {name: base}}
+    return counts(Adapted(found.policy, lora, name), frozen, found.batch, adapters=True)
+
+
+def chunk_costs(found: Subject) -> list[tuple[str, float, Any]]:
+    """The parts of an action chunk of one session: (name, how often, cost)."""
+    import jax
+
+    policy: Any = found.policy
+    if not isinstance(policy, DreamZero):
+        return passes_of(policy)
+    params, b = jax.eval_shape(policy.init, jax.random.key(0)), found.batch
+    seen = {"frames": b["frames"][:, :, 0], "language": b["language"], "state": b["state"][:, 0]}
+    session = jax.eval_shape(policy.reset, params, found.frozen, seen)
+    draws = jax.eval_shape(lambda key: policy.draw_act(key, 1), jax.random.key(0))
+    return stages_of(stages.stages(policy), params, found.frozen, session, seen, draws)

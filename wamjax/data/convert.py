@@ -1,0 +1,90 @@
+"""From any source of episodes to the native store, shard by shard, so that an interrupted conversion goes on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from wamjax.data.episode import JSON, BadEpisode, Episode
+from wamjax.data.files import write_json
+from wamjax.data.readers import Source
+from wamjax.data.storage import PathLike, Place, read_json
+from wamjax.data.store import finish, finished_shard, schema, write_shard
+from wamjax.errors import UserError
+
+SHARD_EPISODES = 64
+_log = logging.getLogger(__name__)
+
+
+def to_store(
+    source: Source,
+    destination: PathLike,
+    *,
+    split: str = "train",
+    name: str = "part",
+    settings: Mapping[str, JSON] | None = None,
+) -> int:
+    """Write a source as one split of a store; returns the split's number of episodes.
+
+    Episodes that are damaged, or that have other fields, cameras or another frame rate than the first sound one, are
+    left out, and logged. `settings` are whatever the result depends on: only with equal ones does an interrupted
+    conversion go on.
+
+    Raises:
+        UserError: no episode is sound, the split holds or was begun with something else, or the disk is full.
+    """
+    _begin(Path(destination), split, {"episodes": len(source), "name": source.name, **(settings or {})})
+    expected: dict[str, Any] | None = None
+    for start in range(0, len(source), SHARD_EPISODES):
+        shard = f"{name}-{start:06d}"
+        if not finished_shard(destination, split, shard):
+            expected = expected or _first_schema(source)
+            numbers = range(start, min(start + SHARD_EPISODES, len(source)))
+            write_shard(destination, split, shard, sound(source, numbers, expected))
+    return int(finish(destination)["splits"][split]["episodes"])
+
+
+def _begin(folder: Path, split: str, settings: dict[str, JSON]) -> None:
+    """Note what is converted, or compare it with what was noted when that began."""
+    file = folder / f"conversion-{split}.json"
+    if file.exists():
+        begun = read_json(Place.of(file))
+        if begun != settings:
+            known = begun if isinstance(begun, dict) else {}
+            other = [
+                f"{key} {known.get(key)}, now {settings[key]}" for key in settings if known.get(key) != settings[key]
+            ]
+            raise UserError(f"{folder} was begun with {'; '.join(other)}: delete it or write elsewhere")
+    elif any(folder.glob(f"{split}-*")):
+        raise UserError(f"{folder} holds a split '{split}' already: write elsewhere")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(file, settings)
+
+
+def sound(source: Source, numbers: range, expected: dict[str, Any] | None = None) -> Iterator[Episode]:
+    """The episodes that can be read and look like `expected`; the others are logged."""
+    for number in numbers:
+        try:
+            episode = source[number]
+            found = schema(episode)
+            if expected is not None and found != expected:
+                other = [f"{key} {found[key]} for {expected[key]}" for key in found if found[key] != expected[key]]
+                raise BadEpisode(f"it differs from the first: {'; '.join(other)}")
+        except BadEpisode as error:
+            _log.warning("episode %d is left out: %s", number, error)
+        else:
+            yield episode
+
+
+def _first_schema(source: Source) -> dict[str, Any]:
+    """Fields, cameras and frame rate of the first sound episode."""
+    why: BadEpisode | None = None
+    for number in range(len(source)):
+        try:
+            return schema(source[number])
+        except BadEpisode as error:
+            why = why or error
+    raise UserError(f"none of the {len(source)} episodes of {source.name} can be read; the first: {why}")
