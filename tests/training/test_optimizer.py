@@ -11,6 +11,7 @@ import pytest
 from wamjax.errors import UserError
 from wamjax.sharding.mesh import MeshConfig, make_mesh
 from wamjax.training.checkpoint import Checkpoints
+from wamjax.training.guard import GuardConfig
 from wamjax.training.optimizer import OptimizerConfig, make_optimizer
 from wamjax.training.step import abstract_state, gradients, init_state, make_step
 
@@ -115,3 +116,16 @@ def test_gradients_of_portions_are_added_in_float32():
 def test_unknown_numbers_are_named():
     with pytest.raises(UserError, match="moments 'float16': use one of float32, bfloat16"):
         OptimizerConfig(moments="float16")
+
+
+def test_a_bad_step_leaves_a_state_on_the_host_as_it_was():
+    optimizer = make_optimizer(dataclasses.replace(CONFIG, offload=True), 40)
+    guard = GuardConfig(on_bad_step="skip")
+    state = init_state(LEARNER, optimizer, 0.0, 0, MESH, (), guard=guard)
+    before = [np.asarray(leaf) for leaf in large(state)]
+    step = make_step(LEARNER, optimizer, 0.0, 0, MESH, state)
+    state, metrics = step(state, FROZEN, {"x": np.full_like(BATCH["x"], np.nan)})
+    assert metrics["bad"] == 1
+    for leaf, old in zip(large(state), before, strict=True):
+        assert leaf.sharding.memory_kind == "pinned_host"
+        np.testing.assert_array_equal(leaf, old)
