@@ -21,7 +21,7 @@ def test_laps_are_all_the_time_there_was():
     later, lap = clock.lap()
     assert sum(lap.values()) == pytest.approx(later - now, abs=1e-6)
     assert lap["start"] == lap["restore"] == 0
-    assert clock.elapsed == pytest.approx(sum(clock.spent.values()), abs=0.1)
+    assert 5 < sum(clock.spent.values()) <= clock.elapsed + 1e-3
 
 
 def line(step, time, began, **spent):

@@ -26,7 +26,7 @@ from wamjax.training.samples import lineage
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # Orbax drops failed reads
 
 ROOT = Path(wamjax.__file__).parents[1]
-BATCH, CLIPS = 4, 8 * 14
+BATCH, CLIPS, STEPS = 4, 8 * 14, 60
 SMALL = (
     *("policy.width=16", "policy.mlp=32", "policy.layers=2", "policy.heads=2"),
     *("policy.codec.patch=8", "policy.codec.channels=12", f"train.batch_size={BATCH}"),
@@ -116,7 +116,7 @@ class Drill:
 
     def killed(self) -> None:
         """At any moment."""
-        time.sleep(self.moments.uniform(0, 0.6))
+        time.sleep(self.moments.uniform(0, 0.3))
         assert self.end(signal.SIGKILL) == -signal.SIGKILL
 
     def killed_while_writing(self) -> None:
@@ -170,16 +170,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def undisturbed(dataset, tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("faults") / "undisturbed"
-    assert main(arguments(dataset, run, 30)) == 0
+    assert main(arguments(dataset, run, STEPS)) == 0
     return run
 
 
 def test_kills_and_notices_change_nothing(dataset, undisturbed, tmp_path):
-    drill = Drill(dataset, tmp_path / "run", 30, random.Random(0))
+    drill = Drill(dataset, tmp_path / "run", STEPS, random.Random(0))
     for fault in (drill.killed_while_writing, drill.killed_and_robbed, drill.told_to_stop):
         drill.start()
         fault()
-    assert main(arguments(dataset, drill.run, 30)) == 0
+    assert main(arguments(dataset, drill.run, STEPS)) == 0
     assert "moved to" in drill.said or list(drill.run.glob("checkpoints/*.damaged"))
     assert_equal_runs(drill.run, undisturbed)
 
@@ -188,16 +188,16 @@ def test_a_full_disk_changes_nothing(dataset, undisturbed, small_disk, capfd):
     run = small_disk / "run"
     run.mkdir()
     with full(run):
-        assert main(arguments(dataset, run, 30)) == 2
+        assert main(arguments(dataset, run, STEPS)) == 2
     error = capfd.readouterr().err.strip().splitlines()[-1]
     assert "full" in error
-    assert main(arguments(dataset, run, 30)) == 0
+    assert main(arguments(dataset, run, STEPS)) == 0
     assert_equal_runs(run, undisturbed)
 
 
 @pytest.mark.slow
 def test_twenty_faults_of_every_kind_change_nothing(dataset, tmp_path, small_disk):
-    steps, run, moments = 400, small_disk / "run", random.Random(0)
+    steps, run, moments = 500, small_disk / "run", random.Random(0)
     assert main(arguments(dataset, tmp_path / "undisturbed", steps)) == 0
     drill = Drill(dataset, run, steps, moments)
     kinds = (drill.killed, drill.killed_while_writing, drill.killed_and_robbed, drill.out_of_disk, drill.told_to_stop)
@@ -219,11 +219,11 @@ def test_a_checkpoint_cut_short_is_set_aside_loudly(dataset, undisturbed, tmp_pa
     (run / "summary.json").unlink()
     cut_short(run)
     if not sealed:
-        (run / "checkpoints/30/sizes.json").unlink()
+        (run / "checkpoints/60/sizes.json").unlink()
     capfd.readouterr()
-    assert main(arguments(dataset, run, 30)) == 0
+    assert main(arguments(dataset, run, STEPS)) == 0
     said = capfd.readouterr().out
     assert "WARNING" in said
-    assert "30.damaged" in said
+    assert "60.damaged" in said
     assert "going on from" in said
     assert_equal_runs(run, undisturbed)
