@@ -1,14 +1,16 @@
 """Measures what training costs beside its compiled step, on this machine; `docs/running.md` has the numbers.
 
+    .venv/bin/python -m tests.training.overheads host          # milliseconds of a step that computes next to nothing
     .venv/bin/python -m tests.training.overheads loop          # the loop's own cost: step minus compiled compute
     .venv/bin/python -m tests.training.overheads checkpoints   # asynchronous saves: seconds that they add to a run
 
-Both compare neighbours in time, turn by turn, since machines that others use as well drift by more than is measured.
+The last two compare neighbours in time, since machines that others use as well drift by more than is measured.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import statistics
 import sys
@@ -20,6 +22,7 @@ from typing import Any
 import jax
 
 from tests.conftest import synthetic_episode
+from tests.training.test_guard import CONFIG, Line, batch
 from wamjax.cli import _experiment
 from wamjax.data.store import EpisodeStore, finish, write_shard
 from wamjax.sharding.mesh import MeshConfig, make_mesh, process_rows, to_devices
@@ -27,6 +30,7 @@ from wamjax.training.host_memory import keep_freed_memory
 from wamjax.training.loop import train
 from wamjax.training.optimizer import make_optimizer
 from wamjax.training.step import init_state, make_step
+from wamjax.training.watch import WatchConfig
 
 SIZE = ("policy.width=256", "policy.mlp=768", "policy.layers=6", "train.batch_size=48", "train.optimizer.name='adamw'")
 QUIET = ("train.validate_every=100000", "train.log_every=20")
@@ -72,6 +76,20 @@ class Setting:
         return run
 
 
+def host(folder: Path, steps: int = 3000) -> None:
+    """A fit of three numbers, so that nearly all of the time is the loop's."""
+    rows = batch(0)
+    watch = WatchConfig(log_samples=True)
+    config = dataclasses.replace(CONFIG, steps=steps, log_every=20, checkpoint_every=10**6, watch=watch)
+    config = dataclasses.replace(config, validate_every=10**6)
+    options: dict[str, Any] = {"rules": (), "batches": lambda first, own: itertools.repeat(rows), "validation": None}
+    frozen = {"shift": jax.numpy.zeros(1)}
+    summary = train(Line(), frozen, config, mesh=make_mesh(MeshConfig()), run=folder, meta={}, **options)
+    each = {phase: 1e3 * summary["seconds"][phase] / steps for phase in ("data", "host_to_device", "compute", "other")}
+    print(", ".join(f"{phase} {value:.3f}" for phase, value in each.items()), end="")
+    print(f": {sum(each.values()):.2f} ms a step, records every 20 steps and the log of samples included")
+
+
 def loop(setting: Setting, folder: Path, turns: int = 5, steps: int = 20) -> None:
     """Turn by turn: steps of the loop, and the same compiled step alone."""
     config = dataclasses.replace(experiment().train, steps=steps + 1, log_every=steps, checkpoint_every=10**6)
@@ -109,5 +127,8 @@ def checkpoints(setting: Setting, folder: Path, steps: int = 200, every: int = 5
 if __name__ == "__main__":
     keep_freed_memory()
     with tempfile.TemporaryDirectory() as name:
-        measure = {"loop": loop, "checkpoints": checkpoints}[sys.argv[1]]
-        measure(Setting(Path(name) / "data"), Path(name) / "runs")
+        if sys.argv[1] == "host":
+            host(Path(name))
+        else:
+            measure = {"loop": loop, "checkpoints": checkpoints}[sys.argv[1]]
+            measure(Setting(Path(name) / "data"), Path(name) / "runs")
