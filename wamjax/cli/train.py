@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,25 +48,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
-    from wamjax.training.clock import Clock
-
-    clock = Clock()
+    began = time.time()  # before the imports, which count as well
     from wamjax.cli.main import report
     from wamjax.sharding import processes
+    from wamjax.training.clock import Clock
     from wamjax.training.host_memory import keep_freed_memory
 
     keep_freed_memory()
     _keep_compilations(args.compilations)
     processes.start(args.coordinator, args.processes, args.process)
     with processes.together(report):
-        ended = _train(args, clock)
+        ended = _train(args, Clock(began))
     return 0 if ended else processes.LOST
 
 
 def _keep_compilations(folder: str | None) -> None:
     """Where JAX keeps compiled programs: as told here, or by its own variable, or else in the user's cache."""
-    import os
-
     import jax
 
     if folder is None and jax.config.values["jax_compilation_cache_dir"] is None:
