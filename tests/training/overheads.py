@@ -49,7 +49,8 @@ class Setting:
         store, config = EpisodeStore(folder), experiment()
         system = _experiment.system(config)
         self.policy = system.policy(config, system.shapes(config, store))
-        self.frozen, self.rules = system.frozen(config, store, self.policy), system.rules
+        statistics = system.statistics(config, store, self.policy)
+        self.frozen, self.rules = system.frozen(config, store, self.policy, statistics), system.rules
         self.batches, self.mesh = system.loader(config, store, self.policy), make_mesh(MeshConfig())
 
     def train(self, run: Path, config: Any) -> dict[str, Any]:
