@@ -110,19 +110,23 @@ def loop(setting: Setting, folder: Path, turns: int = 5, steps: int = 20) -> Non
     print(f"of which data, transfer and the loop's own work {100 * statistics.median(own):.2f} %")
 
 
-def checkpoints(setting: Setting, folder: Path, steps: int = 200, every: int = 50) -> None:
-    """One run with saves: what they add to the steps around them, against the steps of the same run without."""
+def checkpoints(setting: Setting, folder: Path, steps: int = 200, every: int = 25) -> None:
+    """What a save adds to the steps while it is written, against the median of those before and after."""
     config = dataclasses.replace(experiment().train, steps=steps, checkpoint_every=every, log_every=1)
-    setting.train(folder / "run", config)
+    summary = setting.train(folder / "run", config)
     lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
-    seconds = {line["step"]: 1 / line["steps_per_second"] for line in lines if "loss" in line and line["step"] > 2}
-    saved = range(every, steps, every)
-    touched = {step + after for step in saved for after in range(-1, 13)}  # writing takes less than ten steps
-    calm = statistics.mean(value for step, value in seconds.items() if step not in touched)
-    extra = sum(seconds[step] - calm for step in touched if step in seconds)
+    seconds = {line["step"]: 1 / line["steps_per_second"] for line in lines if "loss" in line}
+    extra, saves = [], range(every, steps - every, every)
+    for save in saves:
+        around = [seconds[save + step] for step in (*range(-8, 0), *range(9, 17))]
+        extra.append(sum(seconds[save + step] - statistics.median(around) for step in range(1, 9)))
+    calm = statistics.median(seconds.values())
     size = sum(file.stat().st_size for file in (folder / f"run/checkpoints/{steps}").rglob("*") if file.is_file())
-    print(f"{len(seconds)} steps of {calm:.3f} s; saves of {size / 2**20:.0f} MiB at {[*saved]}")
-    print(f"they add {extra:.2f} s to {sum(seconds.values()):.1f} s: {100 * extra / (calm * len(seconds)):+.2f} %")
+    kept = summary["seconds"]["checkpoint"]
+    print(f"{steps} steps of {calm:.3f} s, a save of {size / 2**20:.0f} MiB every {every}, for which the loop waited")
+    print(f"{kept:.2f} s in all; added to the steps after each: {', '.join(f'{x:+.2f}' for x in extra)} s")
+    share = 100 * 4 * statistics.median(extra) / (200 * calm)
+    print(f"median {statistics.median(extra):+.2f} s: {share:+.2f} % of a run of 200 steps with four of them")
 
 
 if __name__ == "__main__":
