@@ -1,18 +1,15 @@
 """Measures what training costs beside its compiled step, on this machine; `docs/running.md` has the numbers.
 
-    .venv/bin/python -m tests.training.overheads host          # milliseconds of a step that computes next to nothing
-    .venv/bin/python -m tests.training.overheads loop          # the loop's own cost: step minus compiled compute
-    .venv/bin/python -m tests.training.overheads checkpoints   # asynchronous saves: seconds that they add to a run
+    .venv/bin/python -m tests.training.overheads host      # milliseconds of a step that computes next to nothing
+    .venv/bin/python -m tests.training.overheads shares    # the loop and its saves, as shares of a step's work
 
-The last two compare neighbours in time, since machines that others use as well drift by more than is measured.
+Shares are of processor time, which other work on the machine hardly changes, between runs that differ by nothing else.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
-import statistics
 import sys
 import tempfile
 import time
@@ -49,32 +46,33 @@ class Setting:
         store, config = EpisodeStore(folder), experiment()
         system = _experiment.system(config)
         self.policy = system.policy(config, system.shapes(config, store))
+        self.mesh = make_mesh(MeshConfig())
         statistics = system.statistics(config, store, self.policy)
-        self.frozen, self.rules = system.frozen(config, store, self.policy, statistics), system.rules
-        self.batches, self.mesh = system.loader(config, store, self.policy), make_mesh(MeshConfig())
+        self.frozen, self.rules = system.frozen(config, store, self.policy, statistics, self.mesh), system.rules
+        self.batches = system.loader(config, store, self.policy)
 
-    def train(self, run: Path, config: Any) -> dict[str, Any]:
-        options = {"mesh": self.mesh, "rules": self.rules, "validation": None, "run": run, "meta": {}}
+    def train(self, run: Path, steps: int, every: int) -> tuple[float, dict[str, Any]]:
+        """Processor seconds of a training with a save every so many steps, and its summary."""
+        config = dataclasses.replace(experiment().train, steps=steps, checkpoint_every=every)
+        options: dict[str, Any] = {"rules": self.rules, "batches": self.batches, "validation": None, "meta": {}}
         run.mkdir(parents=True)
-        return train(self.policy, self.frozen, config, batches=self.batches, **options)  # type: ignore[return-value]
+        start = time.process_time()
+        summary = train(self.policy, self.frozen, config, mesh=self.mesh, run=run, **options)
+        return time.process_time() - start, summary or {}
 
-    def compiled(self, config: Any) -> Any:
-        """Runs the compiled step alone for so many times and returns the seconds of each."""
+    def alone(self, times: int) -> float:
+        """Processor seconds of the compiled step, again and again on one batch."""
+        config = experiment().train
         optimizer = make_optimizer(config.optimizer, config.steps)
         state = init_state(self.policy, optimizer, config.optimizer.ema, config.seed, self.mesh, self.rules)
         step = make_step(self.policy, optimizer, config.optimizer.ema, config.seed, self.mesh, state)
         batch = to_devices(next(self.batches(0, process_rows(config.batch_size, self.mesh))), self.mesh)
-
-        def run(times: int) -> float:
-            nonlocal state
-            start = time.perf_counter()
-            for _ in range(times):
-                state, metrics = step(state, self.frozen, batch)
-            jax.block_until_ready((state, metrics))
-            return (time.perf_counter() - start) / times
-
-        run(2)
-        return run
+        state, metrics = jax.block_until_ready(step(state, self.frozen, batch))
+        start = time.process_time()
+        for _ in range(times):
+            state, metrics = step(state, self.frozen, batch)
+            jax.device_get(metrics)
+        return (time.process_time() - start) / times
 
 
 def host(folder: Path, steps: int = 3000) -> None:
@@ -91,42 +89,21 @@ def host(folder: Path, steps: int = 3000) -> None:
     print(f": {sum(each.values()):.2f} ms a step, records every 20 steps and the log of samples included")
 
 
-def loop(setting: Setting, folder: Path, turns: int = 5, steps: int = 20) -> None:
-    """Turn by turn: steps of the loop, and the same compiled step alone."""
-    config = dataclasses.replace(experiment().train, steps=steps + 1, log_every=steps, checkpoint_every=10**6)
-    alone, ratios, own = setting.compiled(config), [], []
-    for turn in range(turns):
-        before = alone(steps // 2)
-        summary = setting.train(folder / str(turn), config)
-        after, seconds = alone(steps // 2), summary["seconds"]
-        whole = (seconds["compute"] + seconds["data"] + seconds["host_to_device"] + seconds["other"]) / steps
-        ratios.append(whole / ((before + after) / 2) - 1)
-        own.append((whole - seconds["compute"] / steps) / whole)
-        print(
-            f"step alone {before:.4f} and {after:.4f} s, in the loop {whole:.4f} s: {100 * ratios[-1]:+.2f} %", end=""
-        )
-        print(f"; host beside dispatching and waiting {100 * own[-1]:.2f} %", flush=True)
-    print(f"median of {turns}: {100 * statistics.median(ratios):+.2f} % over the compiled step alone,", end=" ")
-    print(f"of which data, transfer and the loop's own work {100 * statistics.median(own):.2f} %")
-
-
-def checkpoints(setting: Setting, folder: Path, steps: int = 200, every: int = 25) -> None:
-    """What a save adds to the steps while it is written, against the median of those before and after."""
-    config = dataclasses.replace(experiment().train, steps=steps, checkpoint_every=every, log_every=1)
-    summary = setting.train(folder / "run", config)
-    lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
-    seconds = {line["step"]: 1 / line["steps_per_second"] for line in lines if "loss" in line}
-    extra, saves = [], range(every, steps - every, every)
-    for save in saves:
-        around = [seconds[save + step] for step in (*range(-8, 0), *range(9, 17))]
-        extra.append(sum(seconds[save + step] - statistics.median(around) for step in range(1, 9)))
-    calm = statistics.median(seconds.values())
-    size = sum(file.stat().st_size for file in (folder / f"run/checkpoints/{steps}").rglob("*") if file.is_file())
-    kept = summary["seconds"]["checkpoint"]
-    print(f"{steps} steps of {calm:.3f} s, a save of {size / 2**20:.0f} MiB every {every}, for which the loop waited")
-    print(f"{kept:.2f} s in all; added to the steps after each: {', '.join(f'{x:+.2f}' for x in extra)} s")
-    share = 100 * 4 * statistics.median(extra) / (200 * calm)
-    print(f"median {statistics.median(extra):+.2f} s: {share:+.2f} % of a run of 200 steps with four of them")
+def shares(setting: Setting, folder: Path, steps: int = 60, saves: int = 6) -> None:
+    """What loop and saves add to a step: long runs less short ones, runs with saves less those without."""
+    never, fewer = 10**6, steps // 3
+    setting.train(folder / "warm", 2, never)
+    short, _ = setting.train(folder / "short", fewer, never)
+    alone = setting.alone(steps - fewer)
+    long, summary = setting.train(folder / "long", steps, never)
+    saving, saved = setting.train(folder / "saving", steps, steps // saves)
+    each, save = (long - short) / (steps - fewer), (saving - long) / (saves - 1)
+    wall = summary["seconds"]["compute"] / steps
+    size = sum(file.stat().st_size for file in (folder / f"saving/checkpoints/{steps}").rglob("*") if file.is_file())
+    print(f"a step alone {alone:.3f} s of processor time, in the loop {each:.3f} s: {100 * (each / alone - 1):+.2f} %")
+    waited = (saved["seconds"]["checkpoint"] - summary["seconds"]["checkpoint"]) / (saves - 1)
+    print(f"a save of {size / 2**20:.0f} MiB {save:.2f} s; the loop waits {waited:.2f} s (a step is {wall:.2f} s)")
+    print(f"four saves add {100 * 4 * save / (200 * each):+.2f} % to the work of 200 steps")
 
 
 if __name__ == "__main__":
@@ -135,5 +112,4 @@ if __name__ == "__main__":
         if sys.argv[1] == "host":
             host(Path(name))
         else:
-            measure = {"loop": loop, "checkpoints": checkpoints}[sys.argv[1]]
-            measure(Setting(Path(name) / "data"), Path(name) / "runs")
+            shares(Setting(Path(name) / "data"), Path(name) / "runs")

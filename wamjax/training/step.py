@@ -197,7 +197,6 @@ def make_step(
     """
 
     def step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, Metrics]:
-        state = dataclasses.replace(state, opt_state=at_work(state.opt_state))
         key, draw_key = jax.random.split(jax.random.fold_in(jax.random.key(seed), state.step))
         encoded, draws = encode_and_draw(policy, frozen, key, batch, draw_key, portions)
         grads, metrics = gradients(policy, state.params, frozen, encoded, draws, portions)
