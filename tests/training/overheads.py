@@ -1,15 +1,14 @@
 """Measures what training costs beside its compiled step, on this machine; `docs/running.md` has the numbers.
 
-    .venv/bin/python -m tests.training.overheads host      # milliseconds of a step that computes next to nothing
-    .venv/bin/python -m tests.training.overheads shares    # the loop and its saves, as shares of a step's work
-
-Shares are of processor time, which other work on the machine hardly changes, between runs that differ by nothing else.
+.venv/bin/python -m tests.training.overheads host     # milliseconds of a step that computes next to nothing
+.venv/bin/python -m tests.training.overheads saves    # seconds that the loop waits for a save, and that writing takes
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import statistics
 import sys
 import tempfile
 import time
@@ -17,62 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from tests.conftest import synthetic_episode
 from tests.training.test_guard import CONFIG, Line, batch
-from wamjax.cli import _experiment
-from wamjax.data.store import EpisodeStore, finish, write_shard
-from wamjax.sharding.mesh import MeshConfig, make_mesh, process_rows, to_devices
-from wamjax.training.host_memory import keep_freed_memory
+from wamjax.sharding.mesh import MeshConfig, make_mesh
+from wamjax.training.checkpoint import Checkpoints
 from wamjax.training.loop import train
-from wamjax.training.optimizer import make_optimizer
-from wamjax.training.step import init_state, make_step
+from wamjax.training.optimizer import OptimizerConfig, make_optimizer
+from wamjax.training.step import TrainState
 from wamjax.training.watch import WatchConfig
-
-SIZE = ("policy.width=256", "policy.mlp=768", "policy.layers=6", "train.batch_size=48", "train.optimizer.name='adamw'")
-QUIET = ("train.validate_every=100000", "train.log_every=20")
-
-
-def experiment(*overrides: str) -> Any:
-    return _experiment.load("configs/metaworld_joint.py", (*SIZE, *QUIET, *overrides))
-
-
-class Setting:
-    """A dataset, a policy and its loader."""
-
-    def __init__(self, folder: Path) -> None:
-        write_shard(folder, "train", "square", [synthetic_episode(seed) for seed in range(8)])
-        finish(folder, name="squares")
-        store, config = EpisodeStore(folder), experiment()
-        system = _experiment.system(config)
-        self.policy = system.policy(config, system.shapes(config, store))
-        self.mesh = make_mesh(MeshConfig())
-        statistics = system.statistics(config, store, self.policy)
-        self.frozen, self.rules = system.frozen(config, store, self.policy, statistics, self.mesh), system.rules
-        self.batches = system.loader(config, store, self.policy)
-
-    def train(self, run: Path, steps: int, every: int) -> tuple[float, dict[str, Any]]:
-        """Processor seconds of a training with a save every so many steps, and its summary."""
-        config = dataclasses.replace(experiment().train, steps=steps, checkpoint_every=every)
-        options: dict[str, Any] = {"rules": self.rules, "batches": self.batches, "validation": None, "meta": {}}
-        run.mkdir(parents=True)
-        start = time.process_time()
-        summary = train(self.policy, self.frozen, config, mesh=self.mesh, run=run, **options)
-        return time.process_time() - start, summary or {}
-
-    def alone(self, times: int) -> float:
-        """Processor seconds of the compiled step, again and again on one batch."""
-        config = experiment().train
-        optimizer = make_optimizer(config.optimizer, config.steps)
-        state = init_state(self.policy, optimizer, config.optimizer.ema, config.seed, self.mesh, self.rules)
-        step = make_step(self.policy, optimizer, config.optimizer.ema, config.seed, self.mesh, state)
-        batch = to_devices(next(self.batches(0, process_rows(config.batch_size, self.mesh))), self.mesh)
-        state, metrics = jax.block_until_ready(step(state, self.frozen, batch))
-        start = time.process_time()
-        for _ in range(times):
-            state, metrics = step(state, self.frozen, batch)
-            jax.device_get(metrics)
-        return (time.process_time() - start) / times
 
 
 def host(folder: Path, steps: int = 3000) -> None:
@@ -84,32 +36,35 @@ def host(folder: Path, steps: int = 3000) -> None:
     options: dict[str, Any] = {"rules": (), "batches": lambda first, own: itertools.repeat(rows), "validation": None}
     frozen = {"shift": jax.numpy.zeros(1)}
     summary = train(Line(), frozen, config, mesh=make_mesh(MeshConfig()), run=folder, meta={}, **options)
-    each = {phase: 1e3 * summary["seconds"][phase] / steps for phase in ("data", "host_to_device", "compute", "other")}
+    seconds = (summary or {})["seconds"]
+    each = {phase: 1e3 * seconds[phase] / steps for phase in ("data", "host_to_device", "compute", "other")}
     print(", ".join(f"{phase} {value:.3f}" for phase, value in each.items()), end="")
     print(f": {sum(each.values()):.2f} ms a step, records every 20 steps and the log of samples included")
 
 
-def shares(setting: Setting, folder: Path, steps: int = 60, saves: int = 6) -> None:
-    """What loop and saves add to a step: long runs less short ones, runs with saves less those without."""
-    never, fewer = 10**6, steps // 3
-    setting.train(folder / "warm", 2, never)
-    short, _ = setting.train(folder / "short", fewer, never)
-    alone = setting.alone(steps - fewer)
-    long, summary = setting.train(folder / "long", steps, never)
-    saving, saved = setting.train(folder / "saving", steps, steps // saves)
-    each, save = (long - short) / (steps - fewer), (saving - long) / (saves - 1)
-    wall = summary["seconds"]["compute"] / steps
-    size = sum(file.stat().st_size for file in (folder / f"saving/checkpoints/{steps}").rglob("*") if file.is_file())
-    print(f"a step alone {alone:.3f} s of processor time, in the loop {each:.3f} s: {100 * (each / alone - 1):+.2f} %")
-    waited = (saved["seconds"]["checkpoint"] - summary["seconds"]["checkpoint"]) / (saves - 1)
-    print(f"a save of {size / 2**20:.0f} MiB {save:.2f} s; the loop waits {waited:.2f} s (a step is {wall:.2f} s)")
-    print(f"four saves add {100 * 4 * save / (200 * each):+.2f} % to the work of 200 steps")
+def saves(folder: Path, parameters: int = 4_600_000, times: int = 8) -> None:
+    """Saves of a state with AdamW's moments and an average, one after the other on an idle loop."""
+    random = np.random.default_rng(0)
+    params = {f"layer_{i}": {"kernel": jax.numpy.asarray(random.random((46, 2000), np.float32))} for i in range(50)}
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
+    optimizer = make_optimizer(OptimizerConfig(), 1000)
+    state = TrainState(jax.numpy.int32(0), params, params, jax.jit(optimizer.init)(params))
+    noise = jax.tree.map(lambda x: random.random(x.shape, np.float32) if x.ndim else x, state.opt_state)
+    state = dataclasses.replace(state, opt_state=jax.tree.map(jax.numpy.asarray, noise))
+    checkpoints, waited, written, worked = Checkpoints(folder), [], [], []
+    for step in range(times + 1):
+        wall, work = time.perf_counter(), time.process_time()
+        checkpoints.save(state, {"shift": jax.numpy.zeros(1)}, {}, step)
+        waited.append(time.perf_counter() - wall)
+        checkpoints.wait()
+        written.append(time.perf_counter() - wall)
+        worked.append(time.process_time() - work)
+    size = sum(file.stat().st_size for file in checkpoints.path(times).rglob("*") if file.is_file()) / 2**20
+    wait, write, work = (statistics.median(x[1:]) for x in (waited, written, worked))
+    print(f"a save of {size:.0f} MiB: the loop waits {wait:.3f} s, written after {write:.2f} s, processor {work:.2f} s")
+    print(f"200 steps of 0.5 s with four saves: {4 * wait:+.2f} % waiting, {4 * write:+.2f} % if nothing overlapped")
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
     with tempfile.TemporaryDirectory() as name:
-        if sys.argv[1] == "host":
-            host(Path(name))
-        else:
-            shares(Setting(Path(name) / "data"), Path(name) / "runs")
+        {"host": host, "saves": saves}[sys.argv[1]](Path(name))
