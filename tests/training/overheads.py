@@ -1,17 +1,13 @@
 """Measures what training costs beside its compiled step, on this machine; `docs/running.md` has the numbers.
 
-    .venv/bin/python -m tests.training.overheads host          # milliseconds of a step that computes next to nothing
-    .venv/bin/python -m tests.training.overheads loop          # the loop's own cost: step minus compiled compute
-    .venv/bin/python -m tests.training.overheads checkpoints   # asynchronous saves: seconds that they add to a run
-
-The last two compare neighbours in time, since machines that others use as well drift by more than is measured.
+.venv/bin/python -m tests.training.overheads host     # milliseconds of a step that computes next to nothing
+.venv/bin/python -m tests.training.overheads saves    # seconds that the loop waits for a save, and that writing takes
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import statistics
 import sys
 import tempfile
@@ -20,61 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
-from tests.conftest import synthetic_episode
 from tests.training.test_guard import CONFIG, Line, batch
-from wamjax.cli import _experiment
-from wamjax.data.store import EpisodeStore, finish, write_shard
-from wamjax.sharding.mesh import MeshConfig, make_mesh, process_rows, to_devices
-from wamjax.training.host_memory import keep_freed_memory
+from wamjax.sharding.mesh import MeshConfig, make_mesh
+from wamjax.training.checkpoint import Checkpoints
 from wamjax.training.loop import train
-from wamjax.training.optimizer import make_optimizer
-from wamjax.training.step import init_state, make_step
+from wamjax.training.optimizer import OptimizerConfig, make_optimizer
+from wamjax.training.step import TrainState
 from wamjax.training.watch import WatchConfig
-
-SIZE = ("policy.width=256", "policy.mlp=768", "policy.layers=6", "train.batch_size=48", "train.optimizer.name='adamw'")
-QUIET = ("train.validate_every=100000", "train.log_every=20")
-
-
-def experiment(*overrides: str) -> Any:
-    return _experiment.load("configs/metaworld_joint.py", (*SIZE, *QUIET, *overrides))
-
-
-class Setting:
-    """A dataset, a policy and its loader."""
-
-    def __init__(self, folder: Path) -> None:
-        write_shard(folder, "train", "square", [synthetic_episode(seed) for seed in range(8)])
-        finish(folder, name="squares")
-        store, config = EpisodeStore(folder), experiment()
-        system = _experiment.system(config)
-        self.policy = system.policy(config, system.shapes(config, store))
-        statistics = system.statistics(config, store, self.policy)
-        self.frozen, self.rules = system.frozen(config, store, self.policy, statistics), system.rules
-        self.batches, self.mesh = system.loader(config, store, self.policy), make_mesh(MeshConfig())
-
-    def train(self, run: Path, config: Any) -> dict[str, Any]:
-        options = {"mesh": self.mesh, "rules": self.rules, "validation": None, "run": run, "meta": {}}
-        run.mkdir(parents=True)
-        return train(self.policy, self.frozen, config, batches=self.batches, **options)  # type: ignore[return-value]
-
-    def compiled(self, config: Any) -> Any:
-        """Runs the compiled step alone for so many times and returns the seconds of each."""
-        optimizer = make_optimizer(config.optimizer, config.steps)
-        state = init_state(self.policy, optimizer, config.optimizer.ema, config.seed, self.mesh, self.rules)
-        step = make_step(self.policy, optimizer, config.optimizer.ema, config.seed, self.mesh, state)
-        batch = to_devices(next(self.batches(0, process_rows(config.batch_size, self.mesh))), self.mesh)
-
-        def run(times: int) -> float:
-            nonlocal state
-            start = time.perf_counter()
-            for _ in range(times):
-                state, metrics = step(state, self.frozen, batch)
-            jax.block_until_ready((state, metrics))
-            return (time.perf_counter() - start) / times
-
-        run(2)
-        return run
 
 
 def host(folder: Path, steps: int = 3000) -> None:
@@ -86,50 +36,35 @@ def host(folder: Path, steps: int = 3000) -> None:
     options: dict[str, Any] = {"rules": (), "batches": lambda first, own: itertools.repeat(rows), "validation": None}
     frozen = {"shift": jax.numpy.zeros(1)}
     summary = train(Line(), frozen, config, mesh=make_mesh(MeshConfig()), run=folder, meta={}, **options)
-    each = {phase: 1e3 * summary["seconds"][phase] / steps for phase in ("data", "host_to_device", "compute", "other")}
+    seconds = (summary or {})["seconds"]
+    each = {phase: 1e3 * seconds[phase] / steps for phase in ("data", "host_to_device", "compute", "other")}
     print(", ".join(f"{phase} {value:.3f}" for phase, value in each.items()), end="")
     print(f": {sum(each.values()):.2f} ms a step, records every 20 steps and the log of samples included")
 
 
-def loop(setting: Setting, folder: Path, turns: int = 5, steps: int = 20) -> None:
-    """Turn by turn: steps of the loop, and the same compiled step alone."""
-    config = dataclasses.replace(experiment().train, steps=steps + 1, log_every=steps, checkpoint_every=10**6)
-    alone, ratios, own = setting.compiled(config), [], []
-    for turn in range(turns):
-        before = alone(steps // 2)
-        summary = setting.train(folder / str(turn), config)
-        after, seconds = alone(steps // 2), summary["seconds"]
-        whole = (seconds["compute"] + seconds["data"] + seconds["host_to_device"] + seconds["other"]) / steps
-        ratios.append(whole / ((before + after) / 2) - 1)
-        own.append((whole - seconds["compute"] / steps) / whole)
-        print(
-            f"step alone {before:.4f} and {after:.4f} s, in the loop {whole:.4f} s: {100 * ratios[-1]:+.2f} %", end=""
-        )
-        print(f"; host beside dispatching and waiting {100 * own[-1]:.2f} %", flush=True)
-    print(f"median of {turns}: {100 * statistics.median(ratios):+.2f} % over the compiled step alone,", end=" ")
-    print(f"of which data, transfer and the loop's own work {100 * statistics.median(own):.2f} %")
-
-
-def checkpoints(setting: Setting, folder: Path, steps: int = 200, every: int = 50) -> None:
-    """One run with saves: what they add to the steps around them, against the steps of the same run without."""
-    config = dataclasses.replace(experiment().train, steps=steps, checkpoint_every=every, log_every=1)
-    setting.train(folder / "run", config)
-    lines = [json.loads(line) for line in (folder / "run/metrics.jsonl").read_text().splitlines()]
-    seconds = {line["step"]: 1 / line["steps_per_second"] for line in lines if "loss" in line and line["step"] > 2}
-    saved = range(every, steps, every)
-    touched = {step + after for step in saved for after in range(-1, 13)}  # writing takes less than ten steps
-    calm = statistics.mean(value for step, value in seconds.items() if step not in touched)
-    extra = sum(seconds[step] - calm for step in touched if step in seconds)
-    size = sum(file.stat().st_size for file in (folder / f"run/checkpoints/{steps}").rglob("*") if file.is_file())
-    print(f"{len(seconds)} steps of {calm:.3f} s; saves of {size / 2**20:.0f} MiB at {[*saved]}")
-    print(f"they add {extra:.2f} s to {sum(seconds.values()):.1f} s: {100 * extra / (calm * len(seconds)):+.2f} %")
+def saves(folder: Path, parameters: int = 4_600_000, times: int = 8) -> None:
+    """Saves of a state with AdamW's moments and an average, one after the other on an idle loop."""
+    random = np.random.default_rng(0)
+    params = {f"layer_{i}": {"kernel": jax.numpy.asarray(random.random((46, 2000), np.float32))} for i in range(50)}
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
+    optimizer = make_optimizer(OptimizerConfig(), 1000)
+    state = TrainState(jax.numpy.int32(0), params, params, jax.jit(optimizer.init)(params))
+    noise = jax.tree.map(lambda x: random.random(x.shape, np.float32) if x.ndim else x, state.opt_state)
+    state = dataclasses.replace(state, opt_state=jax.tree.map(jax.numpy.asarray, noise))
+    checkpoints, waited, written, worked = Checkpoints(folder), [], [], []
+    for step in range(times + 1):
+        wall, work = time.perf_counter(), time.process_time()
+        checkpoints.save(state, {"shift": jax.numpy.zeros(1)}, {}, step)
+        waited.append(time.perf_counter() - wall)
+        checkpoints.wait()
+        written.append(time.perf_counter() - wall)
+        worked.append(time.process_time() - work)
+    size = sum(file.stat().st_size for file in checkpoints.path(times).rglob("*") if file.is_file()) / 2**20
+    wait, write, work = (statistics.median(x[1:]) for x in (waited, written, worked))
+    print(f"a save of {size:.0f} MiB: the loop waits {wait:.3f} s, written after {write:.2f} s, processor {work:.2f} s")
+    print(f"200 steps of 0.5 s with four saves: {4 * wait:+.2f} % waiting, {4 * write:+.2f} % if nothing overlapped")
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
     with tempfile.TemporaryDirectory() as name:
-        if sys.argv[1] == "host":
-            host(Path(name))
-        else:
-            measure = {"loop": loop, "checkpoints": checkpoints}[sys.argv[1]]
-            measure(Setting(Path(name) / "data"), Path(name) / "runs")
+        {"host": host, "saves": saves}[sys.argv[1]](Path(name))

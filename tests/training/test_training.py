@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import jax
@@ -110,6 +111,18 @@ def test_a_finished_run_is_left_alone(dataset, undisturbed, capsys):
 def test_another_configuration_is_refused_in_a_used_folder(dataset, undisturbed, capsys):
     assert main(arguments(dataset, undisturbed, "train.steps=8", "train.seed=1")) == 2
     assert "train.seed=0" in capsys.readouterr().err
+
+
+def test_moments_may_be_kept_in_another_precision_from_some_start_on(dataset, undisturbed, tmp_path, capfd):
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    (run / "summary.json").unlink()
+    shutil.rmtree(run / "checkpoints/8")
+    assert main(arguments(dataset, run, "train.steps=8", "train.optimizer.moments='bfloat16'")) == 0
+    assert "arrays saved in float32 are read in bfloat16, as the configuration says" in capfd.readouterr().out
+    moments = {str(leaf.dtype) for leaf in jax.tree.leaves(state_of(run)[1][0]["opt_state"])}
+    assert "bfloat16" in moments
+    assert [r["step"] for r in records(run) if "loss" in r] == list(range(1, 9))
 
 
 def test_not_a_number_stops_the_run_and_names_the_last_good_checkpoint(dataset, tmp_path, capsys):

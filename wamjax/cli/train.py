@@ -3,7 +3,7 @@
 The run folder receives config.json (everything resolved), checkpoints/, metrics.jsonl, clock.jsonl, tensorboard/ and,
 at the end, summary.json. Starting again with the same folder continues from the newest checkpoint and gives the very
 parameters that an undisturbed run gives; on another mesh (mesh.*) or number of processes, the same but for rounding.
-How a run is watched (train.watch.*) may change as well.
+How a run is watched (train.watch.*) may change as well, and how the optimizer's moments are kept.
 
 The same command on every machine trains with all their devices; the folders must be shared by them. Process 0 prints
 and writes for all, and an error in one ends all of them.
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 HELP = "train a policy on a dataset (resumes by itself)"
 
-MAY_CHANGE = ("mesh.", "train.watch.")
-"""Sections of the configuration that a later start may change."""
+MAY_CHANGE = ("mesh.", "train.watch.", "train.optimizer.moments", "train.optimizer.offload")
+"""What a later start may change: where things lie, what is looked at, and in what numbers moments are kept."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -145,7 +145,7 @@ def _finished(out: Path, resolved: dict, dataset: str) -> bool:
 
 
 def _same(old: dict, new: dict, out: Path) -> None:
-    """Refuses to go on with another configuration; only the mesh may change, as the machines may, and the watch."""
+    """Refuses to go on with another configuration, but for what may change."""
     from wamjax.errors import UserError
 
     for path, value in _flat(new).items():
