@@ -10,6 +10,7 @@ from wamjax.compute.flops import parameter_count
 from wamjax.policies.contract import SampleShapes
 from wamjax.policies.dreamzero.config import DreamZeroConfig
 from wamjax.policies.dreamzero.policy import DreamZero
+from wamjax.policies.wan_video import WanVideo, WanVideoConfig
 from wamjax.training.lora import split
 from wamjax.training.optimizer import OptimizerConfig
 from wamjax.training.paths import leaves, matches
@@ -17,6 +18,7 @@ from wamjax.training.paths import leaves, matches
 CONFIGS = Path(__file__).parents[1] / "configs"
 EVERY = sorted(path.stem for path in CONFIGS.glob("*.py"))
 DREAMZEROS = {"dreamzero_14b_droid": 16_484_292_448, "dreamzero_5b_droid": 5_606_692_832}
+PUBLISHED = DREAMZEROS | {"wan_14b_720p": 14_288_491_584}
 CODECS = """train.lora={'full': ('(state|action)_\\\\w+/.*',)}"""
 
 
@@ -26,6 +28,8 @@ def built(name: str, *overrides: str):
     if isinstance(experiment.policy, DreamZeroConfig):
         views = {"droid": 3, "metaworld": 2}[experiment.policy.embodiment]
         return experiment, DreamZero(experiment.policy, views, 180, 320)
+    if isinstance(experiment.policy, WanVideoConfig):
+        return experiment, WanVideo(experiment.policy, 720, 1280)
     views, horizon = len(experiment.clip.cameras), experiment.clip.action_horizon
     shapes = SampleShapes(views, 64, 64, len(experiment.clip.frame_offsets) - 1, horizon, state=4, action=4)
     return experiment, _experiment.system(experiment).policy(experiment, shapes)
@@ -35,7 +39,7 @@ def built(name: str, *overrides: str):
 def test_every_experiment_builds_its_policy(name):
     _, policy = built(name)
     params = jax.eval_shape(policy.init, jax.random.key(0))
-    assert parameter_count(params) == DREAMZEROS.get(name, parameter_count(params)) > 0
+    assert parameter_count(params) == PUBLISHED.get(name, parameter_count(params)) > 0
 
 
 @pytest.mark.parametrize("name", DREAMZEROS)

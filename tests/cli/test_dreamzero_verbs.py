@@ -124,7 +124,7 @@ PRETRAINED = (
 
 def test_published_weights_are_trained_on_and_handed_back(dataset, tmp_path, monkeypatch):
     """From a published checkpoint through a step of training to a checkpoint of the same names."""
-    monkeypatch.setattr("wamjax.policies.dreamzero.frozen.UMT5Text.tokenize", lambda self, text: np.arange(1, 9))
+    monkeypatch.setattr("wamjax.policies.frozen.UMT5Text.tokenize", lambda self, text: np.arange(1, 9))
     source = write(tmp_path / "published", published())
     run, hub = tmp_path / "run", tmp_path / "hub"
     assert train(dataset, run, *PRETRAINED, f"weights={source}", "train.optimizer.learning_rate=1e-6") == 0

@@ -28,8 +28,8 @@ from wamjax.networks.umt5 import UMT5Config
 from wamjax.networks.wan.dit import WanDiTConfig
 from wamjax.networks.wan.vae import WanVAEConfig
 from wamjax.policies.dreamzero.config import DreamZeroConfig, SamplingConfig
-from wamjax.policies.dreamzero.frozen import WanFrames
 from wamjax.policies.dreamzero.network import Clip, NetworkConfig, Robot
+from wamjax.policies.frozen import WanFrames
 from wamjax.sharding.mesh import MeshConfig, make_mesh
 
 CASE = "i2v_1"
@@ -221,7 +221,7 @@ def test_what_does_not_fit_is_named(tmp_path, capsys, change, message):
 def test_a_checkpoint_becomes_a_policy_that_acts(imported, monkeypatch):
     wanted = Wanted("droid", sampling=SamplingConfig(steps=2, reuse="none"))
     monkeypatch.setattr("wamjax.cli._released.PICTURES", {8: (built("large")[0].config.canvas, None)})
-    monkeypatch.setattr("wamjax.policies.dreamzero.frozen.UMT5Text.tokenize", lambda self, text: np.arange(1, 9))
+    monkeypatch.setattr("wamjax.policies.frozen.UMT5Text.tokenize", lambda self, text: np.arange(1, 9))
     policy, params, frozen = released(imported, wanted)
     now = {
         "frames": np.zeros((1, 3, 18, 32, 3), np.uint8),

@@ -101,7 +101,7 @@ import sys
 import numpy as np
 from tests.cli.test_dreamzero_verbs import PRETRAINED, SMALL
 from wamjax.cli.main import main
-from wamjax.policies.dreamzero.frozen import UMT5Text
+from wamjax.policies.frozen import UMT5Text
 
 UMT5Text.tokenize = lambda self, text: np.arange(1, 9)
 data, out, weights, *cluster = sys.argv[1:]

@@ -17,8 +17,8 @@ from wamjax.data.store import EpisodeStore
 from wamjax.errors import UserError
 from wamjax.policies.contract import Params, Policy
 from wamjax.policies.dreamzero import stages
-from wamjax.policies.dreamzero.config import DreamZeroConfig
 from wamjax.policies.dreamzero.policy import DreamZero
+from wamjax.policies.small_wam import SmallWAMConfig
 from wamjax.sharding.mesh import make_mesh
 from wamjax.training.lora import Adapted, LoRAConfig, split
 
@@ -74,14 +74,13 @@ class Subject:
 
 def build(args: argparse.Namespace, experiment: Experiment) -> Subject:
     """The policy of an experiment, for `--frame` or for a dataset."""
-    if isinstance(experiment.policy, DreamZeroConfig):
+    if not isinstance(experiment.policy, SmallWAMConfig):
+        import jax
         import numpy as np
 
-        policy: Any = _experiment.policy_without_data(experiment, args.frame)
-        (rows, columns, _), factor = policy.latent_size, policy.config.frames.factor
-        frames = np.random.default_rng(0).integers(0, 256, (4, factor * rows, factor * columns, 3), np.uint8)
-        frozen = policy.freeze(frames, stages.statistics(policy), stages.pretrained_shapes(policy))
-        return Subject(policy, frozen, stages.batch(policy, 1))
+        sketch = _experiment.sketch(experiment, args.frame)
+        batch = jax.tree.map(lambda shape: np.zeros(shape.shape, shape.dtype), sketch.batch)
+        return Subject(sketch.policy, sketch.frozen, batch)
     if not args.data:
         raise UserError(f"'{experiment.name}' takes its sizes from a dataset: give its folder as --data FOLDER")
     store, system = EpisodeStore(args.data), _experiment.system(experiment)

@@ -10,8 +10,7 @@ from typing import Any
 import jax
 
 from wamjax import config as configuration
-from wamjax.cli._systems import SYSTEMS, System
-from wamjax.data import embodiments
+from wamjax.cli._systems import SYSTEMS, Sketch, System
 from wamjax.data.normalise import Statistics
 from wamjax.data.pipeline import ClipConfig
 from wamjax.errors import UserError
@@ -19,9 +18,8 @@ from wamjax.evaluation.collect import CollectConfig
 from wamjax.evaluation.runner import Trials
 from wamjax.policies.contract import Policy, SampleShapes
 from wamjax.policies.dreamzero.config import DreamZeroConfig
-from wamjax.policies.dreamzero.policy import DreamZero
-from wamjax.policies.dreamzero.stages import without_files
 from wamjax.policies.small_wam import SmallWAMConfig
+from wamjax.policies.wan_video import WanVideoConfig
 from wamjax.sharding.mesh import MeshConfig
 from wamjax.training.checkpoint import Checkpoints
 from wamjax.training.loop import TrainConfig
@@ -60,7 +58,7 @@ class Experiment:
     """
 
     name: str
-    policy: SmallWAMConfig | DreamZeroConfig
+    policy: SmallWAMConfig | DreamZeroConfig | WanVideoConfig
     clip: ClipConfig | None = None
     weights: str = ""
     train: TrainConfig = TrainConfig()
@@ -80,7 +78,7 @@ def system(experiment: Experiment) -> System:
     return SYSTEMS[type(experiment.policy)]
 
 
-def policy_without_data(experiment: Experiment, frame: str) -> DreamZero:
+def sketch(experiment: Experiment, frame: str) -> Sketch:
     """An experiment's policy for cameras of `frame` ("180x320"), without a dataset or files; for timing and planning.
 
     Raises:
@@ -89,11 +87,7 @@ def policy_without_data(experiment: Experiment, frame: str) -> DreamZero:
     height, cross, width = frame.partition("x")
     if not (cross and height.isdigit() and width.isdigit()):
         raise UserError(f"--frame {frame}: write height and width in pixels, for instance 180x320")
-    config = experiment.policy
-    if not isinstance(config, DreamZeroConfig):
-        raise UserError(f"'{experiment.name}' takes its sizes from a dataset: give a policy of kind 'dreamzero'")
-    views = len(embodiments.load(config.embodiment).cameras)
-    return without_files(DreamZero(config, views, int(height), int(width)))
+    return system(experiment).sketch(experiment, int(height), int(width))
 
 
 def trials(experiment: Experiment, seed_set: str) -> Trials:

@@ -1,4 +1,4 @@
-"""DreamZero checkpoints as policies, and runs as checkpoints."""
+"""DreamZero checkpoints as policies, and runs of the Wan family as checkpoints."""
 
 from __future__ import annotations
 
@@ -20,12 +20,11 @@ from wamjax.errors import UserError
 from wamjax.interop.checkpoint import Component, load, of_params
 from wamjax.interop.dreamzero_settings import describable, metadata, model_settings, run_settings
 from wamjax.networks.clip import CLIPVision
-from wamjax.networks.umt5 import UMT5Encoder
-from wamjax.networks.wan.vae import WanVAE
 from wamjax.policies.contract import Params
 from wamjax.policies.dreamzero.config import DreamZeroConfig, SamplingConfig
-from wamjax.policies.dreamzero.frozen import UMT5Text, WanFrames
 from wamjax.policies.dreamzero.policy import DreamZero
+from wamjax.policies.frozen import UMT5Text, WanFrames, networks
+from wamjax.policies.wan_video import WanVideo
 
 PICTURES = {8: (CanvasConfig(), None), 16: (CanvasConfig(height=160, width=320), (160, 320))}
 """By the pixels of a latent's side (Wan2.1, Wan2.2): cells of the canvas, and what it is resized to."""
@@ -100,21 +99,19 @@ def camera_size(folder: Path, robot: Embodiment) -> tuple[int, int]:
 
 
 def parts_of_run(run: Path) -> dict[str, Component]:
-    """The components of a trained DreamZero, adapters merged; pretrained frozen networks are among them."""
+    """The components of a trained network of the Wan family, adapters merged; pretrained frozen ones are among them."""
     loaded = _experiment.trained(run)
-    policy = loaded.policy
-    if not isinstance(policy, DreamZero):
-        raise UserError(f"{run} holds no DreamZero: other policies have no published layout")
+    policy, frozen = loaded.policy, loaded.frozen
+    if not isinstance(policy, DreamZero | WanVideo):
+        raise UserError(f"{run} holds neither a DreamZero nor a Wan: other policies have no published layout")
+    names = {"frames": "vae", "text": "text_encoder", "image": "image_encoder"}
     parts = {"transformer": of_params(policy.network, loaded.params)}
-    frozen, config = loaded.frozen, policy.config
-    if isinstance(config.frames, WanFrames):
-        parts["vae"] = of_params(WanVAE(config.frames.vae), frozen["frames"])
-    if isinstance(config.text, UMT5Text):
-        parts["text_encoder"] = of_params(UMT5Encoder(config.text.encoder), frozen["text"])
-    if config.image is not None:
-        carried = {"projection": frozen["image"].get("projection", np.zeros((0, 0))).shape[1]}
-        carried["temperature"] = "log_scale" in frozen["image"]
-        parts["image_encoder"] = of_params(CLIPVision(dataclasses.replace(config.image, **carried)), frozen["image"])
+    for name, network in networks(policy.config).items():
+        if isinstance(network, CLIPVision):
+            carried = {"projection": frozen["image"].get("projection", np.zeros((0, 0))).shape[1]}
+            carried["temperature"] = "log_scale" in frozen["image"]
+            network = CLIPVision(dataclasses.replace(network.config, **carried))
+        parts[names[name]] = of_params(network, frozen[name])
     return parts
 
 

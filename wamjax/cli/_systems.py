@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,7 +11,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from wamjax.data import embodiments
 from wamjax.data.chunks import ChunkConfig, chunk_batches
+from wamjax.data.films import FilmConfig, film_batches, first_film
 from wamjax.data.normalise import Statistics, dataset_statistics
 from wamjax.data.pipeline import batches, episode_clips
 from wamjax.data.store import EpisodeStore
@@ -22,12 +25,16 @@ from wamjax.interop.checkpoint import load
 from wamjax.interop.dreamzero import drawn, lacking
 from wamjax.interop.keymap import flatten, nest
 from wamjax.networks.stream_transformer import PARTITIONS as SMALL_PARTITIONS
+from wamjax.networks.wan.dit import PARTITIONS as WAN_PARTITIONS
 from wamjax.policies.contract import Params, Policy, SampleShapes
+from wamjax.policies.dreamzero import stages
 from wamjax.policies.dreamzero.config import DreamZeroConfig
 from wamjax.policies.dreamzero.network import PARTITIONS as DREAMZERO_PARTITIONS
 from wamjax.policies.dreamzero.network import DreamZeroNetwork
 from wamjax.policies.dreamzero.policy import DreamZero
+from wamjax.policies.frozen import AnyText, UMT5Text, pretrained_shapes
 from wamjax.policies.small_wam import SmallWAM, SmallWAMConfig
+from wamjax.policies.wan_video import WanVideo, WanVideoConfig
 from wamjax.serving.protocols import PREFIX, STATE_SIZES
 from wamjax.sharding.mesh import Rules, shardings
 from wamjax.sharding.processes import say
@@ -39,6 +46,24 @@ if TYPE_CHECKING:
 
 OPEN_LOOP_BATCHES, OPEN_LOOP_BATCH, CLIPS = 8, 16, 4
 STATISTICS = ("mean", "std", "min", "max", "q01", "q99")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sketch:
+    """A policy without a dataset or files, for planning and timing.
+
+    Attributes:
+        policy: the policy.
+        frozen: shapes of its frozen parameters. batch: shapes of a training batch of one sample.
+    """
+
+    policy: Any
+    frozen: Params
+    batch: Any
+
+    def encode(self, frozen: Params, batch: Any) -> Any:
+        """What the policy's frozen networks make of a batch."""
+        return self.policy.encode(frozen, None, batch)
 
 
 class System(Protocol):
@@ -82,6 +107,9 @@ class System(Protocol):
 
     def film(self, loaded: Trained, store: EpisodeStore, episode: int, seed: int) -> tuple[np.ndarray, float]:
         """Recorded and imagined frames (t, h, w, 3) of an episode side by side, and their rate."""
+
+    def sketch(self, experiment: Experiment, height: int, width: int) -> Sketch:
+        """The policy for cameras of such frames; a UserError where its sizes are a dataset's."""
 
 
 class SmallWAMSystem:
@@ -163,6 +191,10 @@ class SmallWAMSystem:
         clips = episode_clips(store, _clip(loaded.experiment), episode, loaded.policy.tokenize)
         return side_by_side(predictor, clips, seed), store.fps
 
+    def sketch(self, experiment: Experiment, height: int, width: int) -> Sketch:
+        """See `System`: never."""
+        raise UserError(f"'{experiment.name}' takes its sizes from a dataset: give an experiment that says them itself")
+
 
 class DreamZeroSystem:
     """Chunks of actions and their frames; pretrained networks where the experiment names them."""
@@ -195,26 +227,15 @@ class DreamZeroSystem:
         self, experiment: Experiment, store: EpisodeStore, policy: DreamZero, statistics: Statistics, mesh: Mesh
     ) -> Params:
         """See `System`."""
-        parts = {"frames": "vae", "text": "text_encoder", "image": "image_encoder"}
-        wanted = {ours: theirs for ours, theirs in parts.items() if ours in policy.pretrained}
-        if wanted and not experiment.weights:
-            raise UserError(f"the policy reads through a pretrained {', '.join(wanted.values())}: set weights=FOLDER")
-        given = {ours: load(experiment.weights, theirs, sharding=mesh).params for ours, theirs in wanted.items()}
+        given = frozen_networks(experiment, policy, mesh)
         frames = sample_frames(store, policy.embodiment.cameras)
         return policy.freeze(frames, statistics, given)
 
     def initial(self, experiment: Experiment, policy: DreamZero, mesh: Mesh) -> Params | None:
         """See `System`; what a Wan transformer lacks (codecs, and the image branch of 5B) is random."""
-        if not experiment.weights:
-            return None
-        loaded = load(experiment.weights, "transformer", dtype=np.float32, sharding=mesh)
-        inside = "" if isinstance(loaded.module, DreamZeroNetwork) else "dit/"
-        found = {inside + path: leaf for path, leaf in flatten(loaded.params).items()}
-        missing = lacking(policy, found)
-        if missing:
-            say(f"{len(missing)} parameters are not in {experiment.weights} and begin at random, first {min(missing)}")
-        places = flatten(shardings(jax.eval_shape(policy.init, jax.random.key(0)), self.rules, mesh))
-        return nest(found | drawn(policy, {path: places[path] for path in missing}, experiment.train.seed))
+        places = shardings(jax.eval_shape(policy.init, jax.random.key(0)), self.rules, mesh)
+        inside = lambda found: "" if isinstance(found, DreamZeroNetwork) else "dit/"  # noqa: E731
+        return starting_weights(experiment, policy, mesh, places, inside)
 
     def sees(self, experiment: Experiment) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """See `System`."""
@@ -234,6 +255,16 @@ class DreamZeroSystem:
         policy: Any = loaded.policy
         return self._replay(loaded, seed).film(store[episode]), store.fps / policy.stride
 
+    def sketch(self, experiment: Experiment, height: int, width: int) -> Sketch:
+        """See `System`."""
+        views = len(_robot(experiment).cameras)
+        policy = DreamZero(without_files(self._config(experiment)), views, height, width)
+        rows, columns, _ = policy.latent_size
+        side = policy.config.frames.factor
+        frames = np.zeros((2, rows * side, columns * side, 3), np.uint8)  # to fit a codec on, where none is given
+        frozen = policy.freeze(frames, stages.statistics(policy), pretrained_shapes(policy.config))
+        return Sketch(policy, shapes_of(frozen), shapes_of(stages.batch(policy, 1)))
+
     def _replay(self, loaded: Trained, seed: int) -> Replay:
         policy: Any = loaded.policy
         action = tuple(field.name for field in policy.embodiment.action)
@@ -248,8 +279,146 @@ class DreamZeroSystem:
         return chunk_batches(store, robot, ChunkConfig.of(robot, self._config(experiment).blocks), **options)
 
 
-SYSTEMS: Mapping[type, System] = {SmallWAMConfig: SmallWAMSystem(), DreamZeroConfig: DreamZeroSystem()}
+class WanVideoSystem:
+    """Films of one camera and their captions."""
+
+    rules = WAN_PARTITIONS
+
+    def shapes(self, experiment: Experiment, store: EpisodeStore) -> SampleShapes:
+        """See `System`."""
+        camera = self._config(experiment).camera
+        if camera not in store.cameras:
+            raise UserError(
+                f"no camera '{camera}' in {store.folder}: choose among {', '.join(store.cameras) or 'none'}"
+            )
+        return WanVideo(self._config(experiment), *store.cameras[camera]).shapes
+
+    def policy(self, experiment: Experiment, shapes: SampleShapes) -> WanVideo:
+        """See `System`."""
+        return WanVideo(self._config(experiment), shapes.height, shapes.width)
+
+    def loader(self, experiment: Experiment, store: EpisodeStore, policy: WanVideo) -> Batches:
+        """See `System`."""
+        options: dict[str, Any] = {"batch_size": experiment.train.batch_size, "seed": experiment.train.seed}
+        options["tokenize"] = policy.tokenize
+        return lambda step, rows: film_batches(store, self._film(experiment), start_step=step, rows=rows, **options)
+
+    def statistics(self, experiment: Experiment, store: EpisodeStore, policy: WanVideo) -> Statistics:
+        """See `System`: there is neither state nor action."""
+        return {}
+
+    def frozen(
+        self, experiment: Experiment, store: EpisodeStore, policy: WanVideo, statistics: Statistics, mesh: Mesh
+    ) -> Params:
+        """See `System`."""
+        given = frozen_networks(experiment, policy, mesh)
+        frames = np.zeros((0, policy.height, policy.width, 3), np.uint8)
+        if "frames" not in given:
+            frames = sample_frames(store, (policy.config.camera,))
+        return policy.freeze(frames, statistics, given)
+
+    def initial(self, experiment: Experiment, policy: WanVideo, mesh: Mesh) -> Params | None:
+        """See `System`."""
+        places = shardings(jax.eval_shape(policy.init, jax.random.key(0)), self.rules, mesh)
+        return starting_weights(experiment, policy, mesh, places, lambda found: "")
+
+    def sees(self, experiment: Experiment) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """See `System`."""
+        return (self._config(experiment).camera,), ()
+
+    def sizes(self, experiment: Experiment, total: int) -> dict[str, int]:
+        """See `System`: there is no state."""
+        return {}
+
+    def open_loop(self, loaded: Trained, store: EpisodeStore, folder: Path) -> dict[str, Any]:
+        """See `System`: never, as there are no actions to measure."""
+        raise UserError(
+            f"'{loaded.experiment.name}' predicts no actions: look at its validation loss, and at `wamjax imagine`"
+        )
+
+    def film(self, loaded: Trained, store: EpisodeStore, episode: int, seed: int) -> tuple[np.ndarray, float]:
+        """See `System`: the beginning of the episode."""
+        policy: Any = loaded.policy
+        batch = first_film(store, self._film(loaded.experiment), episode, policy.tokenize)
+        now = {"frames": batch["frames"][:, :, 0], "language": batch["language"]}
+
+        @jax.jit
+        def imagine(params: Params, frozen: Params, now: Any, key: Any) -> Any:
+            state = policy.reset(params, frozen, now)
+            return policy.imagine(params, frozen, state, now, policy.draw_act(key, 1))
+
+        imagined = imagine(loaded.params, loaded.frozen, now, jax.random.key(seed))
+        recorded = policy.picture(jax.numpy.asarray(batch["frames"]))
+        return np.concatenate([recorded[0, 0], imagined[0, 0]], axis=2), policy.config.recipe.fps
+
+    def sketch(self, experiment: Experiment, height: int, width: int) -> Sketch:
+        """See `System`."""
+        policy = WanVideo(without_files(self._config(experiment)), height, width)
+        frames, given = np.zeros((2, height, width, 3), np.uint8), pretrained_shapes(policy.config)
+        frozen = jax.eval_shape(lambda given: policy.freeze(frames, {}, given), given)
+        films = np.zeros((1, 1, policy.config.recipe.frames, height, width, 3), np.uint8)
+        batch = {
+            "frames": films,
+            "language": np.asarray(policy.tokenize("a robot arm opens a drawer"), np.float32)[None],
+        }
+        return Sketch(policy, frozen, shapes_of(batch))
+
+    def _config(self, experiment: Experiment) -> WanVideoConfig:
+        config: Any = experiment.policy
+        return config
+
+    def _film(self, experiment: Experiment) -> FilmConfig:
+        config = self._config(experiment)
+        return FilmConfig(config.camera, config.recipe.frames, config.recipe.fps)
+
+
+SYSTEMS: Mapping[type, System] = {
+    SmallWAMConfig: SmallWAMSystem(),
+    DreamZeroConfig: DreamZeroSystem(),
+    WanVideoConfig: WanVideoSystem(),
+}
 """By the class of a policy's configuration."""
+
+
+def frozen_networks(experiment: Experiment, policy: DreamZero | WanVideo, mesh: Mesh) -> dict[str, Params]:
+    """Weights of the pretrained networks that a policy reads through, on the mesh."""
+    parts = {"frames": "vae", "text": "text_encoder", "image": "image_encoder"}
+    wanted = {ours: theirs for ours, theirs in parts.items() if ours in policy.pretrained}
+    if wanted and not experiment.weights:
+        raise UserError(f"the policy reads through a pretrained {', '.join(wanted.values())}: set weights=FOLDER")
+    return {ours: load(experiment.weights, theirs, sharding=mesh).params for ours, theirs in wanted.items()}
+
+
+def starting_weights(
+    experiment: Experiment, policy: DreamZero | WanVideo, mesh: Mesh, places: Any, inside: Callable[[Any], str]
+) -> Params | None:
+    """A pretrained transformer as trainable parameters on the mesh; what it lacks is random.
+
+    Args:
+        experiment, policy, mesh: whose.
+        places: where parameters belong. inside: under which path a loaded network's have their place.
+    """
+    if not experiment.weights:
+        return None
+    loaded = load(experiment.weights, "transformer", dtype=np.float32, sharding=mesh)
+    found = {inside(loaded.module) + path: leaf for path, leaf in flatten(loaded.params).items()}
+    missing, every = lacking(policy, found), flatten(places)
+    if missing:
+        say(f"{len(missing)} parameters are not in {experiment.weights} and begin at random, first {min(missing)}")
+    return nest(found | drawn(policy, {path: every[path] for path in missing}, experiment.train.seed))
+
+
+def without_files(config: Any) -> Any:
+    """A policy's configuration with a tokenizer that needs no file."""
+    text = config.text
+    return (
+        dataclasses.replace(config, text=AnyText(text.encoder, text.length)) if isinstance(text, UMT5Text) else config
+    )
+
+
+def shapes_of(tree: Any) -> Any:
+    """The shapes of arrays."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), tree)
 
 
 def sample_frames(store: EpisodeStore, cameras: Sequence[str], count: int = 1024) -> np.ndarray:
@@ -272,6 +441,4 @@ def _clip(experiment: Experiment) -> Any:
 
 
 def _robot(experiment: Experiment) -> Any:
-    from wamjax.data import embodiments
-
     return embodiments.load(experiment.policy.embodiment)  # type: ignore[union-attr]

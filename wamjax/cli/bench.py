@@ -81,10 +81,14 @@ def _policy(args: argparse.Namespace, experiment: Experiment) -> DreamZero:
     """The policy, without files."""
     from wamjax.cli import _experiment
     from wamjax.errors import UserError
+    from wamjax.policies.dreamzero.policy import DreamZero
 
     if min(args.sessions, args.repeats, args.train_batch) < 1:
         raise UserError("--sessions, --repeats and --train-batch must be at least 1")
-    return _experiment.policy_without_data(experiment, args.frame)
+    policy = _experiment.sketch(experiment, args.frame).policy
+    if not isinstance(policy, DreamZero):
+        raise UserError(f"'{experiment.name}' has no chunks of actions to time: give a policy of kind 'dreamzero'")
+    return policy
 
 
 def _weights(policy: DreamZero, dtype: str) -> tuple[Any, Any]:
@@ -94,11 +98,12 @@ def _weights(policy: DreamZero, dtype: str) -> tuple[Any, Any]:
 
     from wamjax.evaluation.latency import random_like
     from wamjax.policies.dreamzero import stages
+    from wamjax.policies.frozen import pretrained_shapes
 
     rows, columns, _ = policy.latent_size
     factor = policy.config.frames.factor
     frames = np.random.default_rng(0).integers(0, 256, (16, factor * rows, factor * columns, 3), np.uint8)
-    given = random_like(stages.pretrained_shapes(policy), 1, policy.config.compute)
+    given = random_like(pretrained_shapes(policy.config), 1, policy.config.compute)
     frozen = policy.freeze(frames, stages.statistics(policy), given)
     return random_like(jax.eval_shape(policy.init, jax.random.key(0)), 0, dtype), jax.device_put(frozen)
 

@@ -5,7 +5,8 @@ safetensors and config.json that diffusers and transformers open with from_pretr
 Wan's own code gives its tensors.
 
 A whole DreamZero checkpoint, or a run of `wamjax train` with a DreamZero policy (adapters merged), becomes one
-checkpoint with the names and the experiment_cfg that its own code loads.
+checkpoint with the names and the experiment_cfg that its own code loads. A run with a Wan becomes a folder per
+component, which `wamjax imagine --prompt` reads too.
 
   wamjax export weights/ti2v-5b/transformer hub/transformer --layout diffusers
   wamjax export runs/my-robot hub/my-robot
@@ -35,6 +36,7 @@ def run(args: argparse.Namespace) -> None:
     """Runs the verb."""
     from wamjax.cli._transfer import copy_settings, transfer
     from wamjax.interop.checkpoint import Progress, export, export_bundle
+    from wamjax.interop.components import BUNDLES
     from wamjax.interop.keymap import place
 
     place(args.layout)
@@ -46,19 +48,23 @@ def run(args: argparse.Namespace) -> None:
             export(component, folder, args.layout, progress)
 
         transfer(source, destination, args.component, "exporting", write)
+        return
+    if parts["transformer"].kind not in BUNDLES:
+        for name, part in parts.items():
+            export(part, destination / name, args.layout)
     else:
         export_bundle(parts, destination)
-        print(f"{', '.join(parts)}: {sum(part.bytes for part in parts.values()) / 1e9:.3f} GB in {destination}")
         if (source / "checkpoints").is_dir():
             from wamjax.cli._released import write_settings
 
             write_settings(source, destination)
         else:
             copy_settings(source if source.is_dir() else source.parent, destination)
+    print(f"{', '.join(parts)}: {sum(part.bytes for part in parts.values()) / 1e9:.3f} GB in {destination}")
 
 
 def bundled(source: Path) -> dict[str, Component] | None:
-    """The components of a checkpoint that is published as one, or None for others."""
+    """The components of a run, or of a checkpoint that is published as one; None for others."""
     from wamjax.cli._released import parts_of_run
     from wamjax.interop.checkpoint import components, open_component
     from wamjax.interop.components import BUNDLES

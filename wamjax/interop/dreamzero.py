@@ -10,8 +10,8 @@ from jax.sharding import Sharding
 
 from wamjax.interop import wan_dit
 from wamjax.interop.keymap import TABLE, KeyMap, Layout, Source, complain, flatten
+from wamjax.policies.contract import Policy
 from wamjax.policies.dreamzero.network import NetworkConfig
-from wamjax.policies.dreamzero.policy import DreamZero
 
 CATEGORIES = Layout((0, 1, 2))
 """(k, in, out) there and here."""
@@ -23,7 +23,7 @@ CODECS = {
 """Category linears: path here to name there."""
 
 
-def lacking(policy: DreamZero, found: Mapping[str, Any]) -> set[str]:
+def lacking(policy: Policy, found: Mapping[str, Any]) -> set[str]:
     """Parameters of a policy's network that a checkpoint does not have.
 
     Raises:
@@ -42,7 +42,7 @@ def lacking(policy: DreamZero, found: Mapping[str, Any]) -> set[str]:
     return expected.keys() - found.keys()
 
 
-def drawn(policy: DreamZero, places: Mapping[str, Sharding], seed: int) -> dict[str, Any]:
+def drawn(policy: Policy, places: Mapping[str, Sharding], seed: int) -> dict[str, Any]:
     """Random parameters at some paths only, made where they belong; the others are not even drawn."""
 
     def init(key: jax.Array) -> dict[str, Any]:

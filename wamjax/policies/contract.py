@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from flax import struct
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Bool, Float, UInt8
 
 from wamjax.errors import UserError
 from wamjax.nn.stack import StackConfig
@@ -34,10 +34,12 @@ class Draws:
     Attributes:
         sigma: noise times of each stream, one per sample (b,) or per token or frame (b, n); empty when sampling.
         noise: standard normal, of each stream's shape.
+        chosen: what is decided sample by sample: whose prompt is left out, say.
     """
 
     sigma: dict[str, Float[Array, "b ..."]]
     noise: dict[str, Float[Array, "b ..."]]
+    chosen: dict[str, Bool[Array, " b"]] = struct.field(default_factory=dict)
 
 
 RolloutState = Any

@@ -13,9 +13,9 @@ from wamjax.networks.umt5 import UMT5Config, UMT5Encoder
 from wamjax.networks.wan.dit import WanDiTConfig
 from wamjax.networks.wan.vae import WanVAE, WanVAEConfig
 from wamjax.policies.dreamzero.config import DreamZeroConfig, SamplingConfig
-from wamjax.policies.dreamzero.frozen import PatchFrames, UMT5Text, WanFrames, WordsText
 from wamjax.policies.dreamzero.network import NetworkConfig
 from wamjax.policies.dreamzero.policy import DreamZero
+from wamjax.policies.frozen import PatchFrames, UMT5Text, WanFrames, WordsText
 
 CLIP = CLIPVisionConfig(image=28, width=32, heads=4, mlp=48, layers=3, used=2)
 UMT5 = UMT5Config(vocabulary=100, width=32, heads=4, head_dim=8, mlp=48, layers=2)

@@ -264,6 +264,10 @@ class WanDiT(nn.Module):
         """Shape of the blocks."""
         return self.config.stack(self.precision)
 
+    def products(self, plan: TokenPlan, queries: int) -> float:
+        """Multiply-adds of a pass, without attention among the tokens; see `wamjax.policies.contract.Counted`."""
+        return self.config.products(queries)
+
     def grid(self, latents: Latents) -> tuple[int, int, int]:
         """Frames, rows and columns of the tokens of a clip; a UserError for one that the network cannot read."""
         c = self.config

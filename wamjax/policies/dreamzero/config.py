@@ -11,8 +11,8 @@ from wamjax.flow.samplers import ChosenSteps, Reuse, SimilarSteps
 from wamjax.flow.schedules import wan_nodes
 from wamjax.flow.solvers import Solver, unipc
 from wamjax.networks.clip import CLIPVisionConfig
-from wamjax.policies.dreamzero.frozen import PatchFrames, UMT5Text, WanFrames, WordsText
 from wamjax.policies.dreamzero.network import NetworkConfig, StateSees
+from wamjax.policies.frozen import PatchFrames, UMT5Text, WanFrames, WordsText
 
 COMPUTED_STEPS = {
     5: (0, 1, 2, 7, 12),

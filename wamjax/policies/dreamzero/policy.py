@@ -33,7 +33,6 @@ from wamjax.nn.rope import rotate, rotation
 from wamjax.nn.stack import Cache, Memory
 from wamjax.policies.contract import Batch, Draws, Encoded, Params, Pass, SampleShapes, require
 from wamjax.policies.dreamzero.config import DreamZeroConfig
-from wamjax.policies.dreamzero.frozen import UMT5Text, WanFrames, image_features, with_condition
 from wamjax.policies.dreamzero.network import (
     Clip,
     DreamZeroNetwork,
@@ -44,6 +43,7 @@ from wamjax.policies.dreamzero.network import (
     committing_plan,
     training_plan,
 )
+from wamjax.policies.frozen import image_features, networks, with_condition
 
 
 @struct.dataclass
@@ -120,13 +120,7 @@ class DreamZero:
     @property
     def pretrained(self) -> tuple[str, ...]:
         """Frozen networks whose weights must be given to `freeze`."""
-        c = self.config
-        found = {
-            "frames": isinstance(c.frames, WanFrames),
-            "text": isinstance(c.text, UMT5Text),
-            "image": bool(c.image),
-        }
-        return tuple(name for name, needed in found.items() if needed)
+        return tuple(networks(self.config))
 
     @property
     def prompts(self) -> Prompts:

@@ -1,23 +1,18 @@
-"""DreamZero's stages, to be timed one by one; and what stands in for data and weights meanwhile."""
+"""DreamZero's stages, to be timed one by one; and what stands in for data meanwhile."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any
 
-import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from wamjax.networks.clip import CLIPVision
-from wamjax.networks.umt5 import UMT5Encoder
-from wamjax.networks.wan.vae import WanVAE
 from wamjax.policies.contract import Draws, Params, Stage
-from wamjax.policies.dreamzero.frozen import UMT5Text, WanFrames, image_features, with_condition
 from wamjax.policies.dreamzero.network import Robot
 from wamjax.policies.dreamzero.policy import DreamZero, Session
+from wamjax.policies.frozen import UMT5Text, WanFrames, image_features, with_condition
 
 Observation = dict[str, Array]
 
@@ -88,43 +83,6 @@ def _denoise(policy: DreamZero) -> tuple[Any, Any]:
         return frames, jnp.repeat(level, n.block_frames, axis=1), robot, start, memory, past
 
     return prepare, lambda params, frozen, x: policy._apply(params, *x, c.sampling.state_sees, method="denoise")
-
-
-class AnyText(UMT5Text):
-    """UMT5 behind a tokenizer of letters: features mean nothing, and cost what they cost."""
-
-    def tokenize(self, prompt: str) -> np.ndarray:
-        """See `TextEncoder`."""
-        letters = [1 + ord(letter) % (self.encoder.vocabulary - 1) for letter in prompt][: self.length]
-        return np.pad(letters, (0, self.length - len(letters)))
-
-
-def without_files(policy: DreamZero) -> DreamZero:
-    """The policy with a tokenizer that needs no file."""
-    text: Any = policy.config.text
-    if not isinstance(text, UMT5Text):
-        return policy
-    return dataclasses.replace(
-        policy, config=dataclasses.replace(policy.config, text=AnyText(text.encoder, text.length))
-    )
-
-
-def pretrained_shapes(policy: DreamZero) -> dict[str, Params]:
-    """Shapes of the frozen networks' parameters, by the names of `DreamZero.freeze`."""
-    c = policy.config
-
-    def of(module: nn.Module, *inputs: Array) -> Params:
-        return jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
-
-    shapes: dict[str, Params] = {}
-    if isinstance(c.frames, WanFrames):
-        side = 2 * c.frames.factor
-        shapes["frames"] = of(WanVAE(c.frames.vae), jnp.zeros((1, 1, side, side, 3)))
-    if isinstance(c.text, UMT5Text):
-        shapes["text"] = of(UMT5Encoder(c.text.encoder), jnp.ones((1, 2), int), jnp.ones((1, 2), bool))
-    if c.image:
-        shapes["image"] = of(CLIPVision(c.image), jnp.zeros((1, c.image.image, c.image.image, 3)))
-    return shapes
 
 
 def statistics(policy: DreamZero) -> dict[str, dict[str, Any]]:

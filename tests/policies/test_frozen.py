@@ -9,7 +9,7 @@ from tests.policies.dreamzero.tiny import built
 from wamjax.errors import UserError
 from wamjax.networks.wan.generation import beside
 from wamjax.networks.wan.vae import WanVAE
-from wamjax.policies.dreamzero.frozen import PatchFrames, UMT5Text, WanFrames, with_condition
+from wamjax.policies.frozen import PatchFrames, UMT5Text, WanFrames, with_condition
 
 
 def clip(policy, frames: int = 9):

@@ -1,4 +1,4 @@
-"""What DreamZero sees and reads through, frozen: a codec of clips, a text encoder, an image encoder.
+"""What policies of the Wan family see and read through, frozen: a codec of clips, a text and an image encoder.
 
 Released weights come with Wan's autoencoder, UMT5 and CLIP; a small model trained from scratch makes do with a linear
 codec fitted on its own frames, hashed words and no image encoder. Pixels are floats in [-1, 1], clips have 4 n + 1
@@ -13,6 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
@@ -197,6 +199,54 @@ class WordsText:
     def encode(self, params: Params, tokens: Float[Array, "b e"]) -> Float[Array, "b 1 e"]:
         """See `TextEncoder`."""
         return tokens[:, None]
+
+
+class AnyText(UMT5Text):
+    """UMT5 behind a tokenizer of letters, which needs no file: features mean nothing, and cost what they cost."""
+
+    def tokenize(self, prompt: str) -> np.ndarray:
+        """See `TextEncoder`."""
+        letters = [1 + ord(letter) % (self.encoder.vocabulary - 1) for letter in prompt][: self.length]
+        return np.pad(letters, (0, self.length - len(letters)))
+
+
+class Reads(Protocol):
+    """The configuration of a policy that reads through these networks."""
+
+    @property
+    def frames(self) -> WanFrames | PatchFrames: ...
+
+    @property
+    def text(self) -> UMT5Text | WordsText: ...
+
+    @property
+    def image(self) -> CLIPVisionConfig | None: ...
+
+
+def networks(config: Reads) -> dict[str, nn.Module]:
+    """The networks whose weights must be given."""
+    found: dict[str, nn.Module] = {}
+    if isinstance(config.frames, WanFrames):
+        found["frames"] = WanVAE(config.frames.vae)
+    if isinstance(config.text, UMT5Text):
+        found["text"] = UMT5Encoder(config.text.encoder)
+    if config.image:
+        found["image"] = CLIPVision(config.image)
+    return found
+
+
+def pretrained_shapes(config: Reads) -> dict[str, Params]:
+    """Shapes of the weights that must be given."""
+    side, image = 2 * config.frames.factor, config.image.image if config.image else 0
+    inputs: dict[str, tuple[Array, ...]] = {
+        "frames": (jnp.zeros((1, 1, side, side, 3)),),
+        "text": (jnp.ones((1, 2), int), jnp.ones((1, 2), bool)),
+        "image": (jnp.zeros((1, image, image, 3)),),
+    }
+    return {
+        name: jax.eval_shape(network.init, jax.random.key(0), *inputs[name])["params"]
+        for name, network in networks(config).items()
+    }
 
 
 def image_features(config: CLIPVisionConfig | None, params: Params, image: Float[Array, "b h w 3"]) -> Array | None:
