@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import resource
+import sys
 import time
 from typing import Any
 
@@ -10,10 +13,46 @@ import jax
 from jax.sharding import Mesh
 
 from wamjax.policies.contract import Params
-from wamjax.sharding.mesh import Rules, batch_sharding
+from wamjax.sharding.mesh import Rules, batch_sharding, shardings
 from wamjax.training.loop import TrainConfig
+from wamjax.training.lora import Adapted, LoRAConfig, split
 from wamjax.training.optimizer import make_optimizer
-from wamjax.training.step import Learner, abstract_state, make_step
+from wamjax.training.step import Learner, TrainState, abstract_state, make_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is to be trained, in shapes.
+
+    Attributes:
+        learner: the policy; its batches are encoded already.
+        encoded: shapes of a batch. frozen: of the frozen parameters.
+        config, rules: as of `train`.
+    """
+
+    learner: Learner
+    encoded: Any
+    frozen: Params
+    config: TrainConfig
+    rules: Rules
+
+    @classmethod
+    def of(cls, learner: Learner, encoded: Any, frozen: Params, config: TrainConfig, rules: Rules) -> Subject:
+        """With low-rank adapters in place, where the run trains these."""
+        if config.lora is not None:
+            frozen = {"policy": frozen, "base": {"base": _base(learner, config.lora)}}
+            learner = Adapted(learner, config.lora, "base")
+        return cls(learner, encoded, frozen, config, rules)
+
+    def state(self, mesh: Mesh) -> TrainState:
+        """Shapes and shardings of the train state."""
+        optimizer = make_optimizer(self.config.optimizer, self.config.steps)
+        return abstract_state(self.learner, optimizer, self.config.optimizer.ema, mesh, self.rules, self.config.guard)
+
+
+def _base(learner: Learner, lora: LoRAConfig) -> Params:
+    """Shapes of the parameters that stay."""
+    return jax.eval_shape(lambda key: split(learner.init(key), lora, key)[1], jax.random.key(0))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,41 +61,53 @@ class Program:
 
     Attributes:
         text: of the program that every device runs.
-        memory: bytes on a device: "arguments" (state and batch), "temporaries" (what the step needs beside), "peak".
+        memory: bytes on a device: "peak", which the compiler holds against what there is; of it "arguments" (state and
+            batch), and "temporaries" (the rest). And in the memory of its host: "host".
         parameters: trained.
-        seconds: that lowering and compiling took.
+        seconds: that lowering and compiling took. processor_seconds: of all cores.
+        compiler_bytes: the most memory that this process has had so far.
     """
 
     text: str
     memory: dict[str, int]
     parameters: int
     seconds: float
+    processor_seconds: float
+    compiler_bytes: int
 
 
-def compile_step(
-    learner: Learner, encoded: Any, frozen: Params, config: TrainConfig, mesh: Mesh, rules: Rules
-) -> Program:
-    """Compiles `make_step`, the one that `train` runs.
-
-    Args:
-        learner: what is trained. encoded, frozen: shapes of its batch and of its frozen parameters.
-        config, mesh, rules: as of `train`.
-    """
-    begin = time.monotonic()
-    optimizer = make_optimizer(config.optimizer, config.steps)
-    state = abstract_state(learner, optimizer, config.optimizer.ema, mesh, rules, config.guard)
-    step = make_step(
-        learner, optimizer, config.optimizer.ema, config.seed, mesh, state, config.portions, config.guard.spike
+def compile_step(subject: Subject, mesh: Mesh) -> Program:
+    """Compiles `make_step`, the one that `train` runs, for the devices of a mesh."""
+    begin, worked, config = time.monotonic(), time.process_time(), subject.config
+    optimizer, state = make_optimizer(config.optimizer, config.steps), subject.state(mesh)
+    options = (config.optimizer.ema, config.seed, mesh, state, config.portions, config.guard.spike)
+    step = make_step(subject.learner, optimizer, *options)
+    rows, places = batch_sharding(mesh), shardings(subject.frozen, subject.rules, mesh)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), subject.encoded)
+    frozen = jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), subject.frozen, places
     )
-    rows = batch_sharding(mesh)
-    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), encoded)
     compiled = step.lower(state, frozen, batch).compile()
     sizes = compiled.memory_analysis()
     memory = {
         "arguments": int(sizes.argument_size_in_bytes),
-        "temporaries": int(sizes.temp_size_in_bytes),
-        "host": int(sizes.host_temp_size_in_bytes),
+        # The compiler's own sum of temporaries counts what takes the same place twice.
+        "temporaries": int(sizes.peak_memory_in_bytes - sizes.argument_size_in_bytes),
+        "host": int(sizes.host_temp_size_in_bytes + sizes.host_argument_size_in_bytes),
         "peak": int(sizes.peak_memory_in_bytes),
     }
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    return Program(compiled.as_text(), memory, parameters, time.monotonic() - begin)
+    spent = time.monotonic() - begin, time.process_time() - worked
+    return Program(compiled.as_text(), memory, parameters, *spent, most_memory())
+
+
+def bytes_on_device(tree: Any) -> int:
+    """What a device holds of shapes that have shardings, without what lies in the memory of its host."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if leaf.sharding.memory_kind != "pinned_host"]
+    return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def most_memory() -> int:
+    """Bytes of the most memory that this process has had."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

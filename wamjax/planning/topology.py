@@ -64,6 +64,13 @@ class Topology:
         """What one can do."""
         return CHIPS[self.generation]
 
+    def doubled(self) -> Topology:
+        """With twice as many chips, the shortest side of a slice being twice as long."""
+        shape = list(self.shape)
+        shortest = max(range(len(shape)), key=lambda i: (-shape[i], i))
+        shape[shortest] *= 2
+        return dataclasses.replace(self, shape=tuple(sorted(shape)))
+
     def devices(self) -> Sequence[jax.Device]:
         """Descriptions of the devices, to compile for; a UserError where the TPU compiler is not installed."""
         from jax.experimental import topologies
