@@ -1,7 +1,7 @@
 """Wan2.1-T2V-14B, trained in full on captioned video: 81 frames of 720x1280 pixels, 75,600 tokens a film.
 
-`weights` is the folder of Wan2.1-T2V-14B; `policy.text.tokenizer` the one of its spiece.model. A dataset needs videos of
-one camera, here "video", and captions; neither states nor actions. Films are read at 16 frames per second.
+`weights` is the folder of Wan2.1-T2V-14B; `policy.text.tokenizer` the one of its spiece.model. A dataset needs videos
+of one camera, here "video", and captions; neither states nor actions. Films are read at 16 frames per second.
 
 Wan's own optimiser, batch and noise times are not published: those here are what code that fine-tunes Wan uses. Other
 networks by their row, for instance TI2V-5B with half of the films given their first frame (recipe 704x1280, 24 fps):
