@@ -26,6 +26,8 @@ results=runs/test
 mkdir -p "$results" .cache
 export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.5}
+# The programs of tests are tiny, and most of their time is the compiler's: it optimises the code of kernels less.
+export JAX_DISABLE_MOST_OPTIMIZATIONS=${JAX_DISABLE_MOST_OPTIMIZATIONS:-1}
 export RUFF_CACHE_DIR=$PWD/.cache/ruff MYPY_CACHE_DIR=$PWD/.cache/mypy
 
 failed=()
