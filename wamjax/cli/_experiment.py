@@ -103,7 +103,7 @@ class Trained:
     Attributes:
         experiment: the run's configuration. policy: the policy.
         params, frozen: its parameters. step: of the checkpoint.
-        statistics: of the fields of its state and action.
+        statistics: of the fields of its state and action; none in runs of earlier versions.
     """
 
     experiment: Experiment
@@ -134,7 +134,7 @@ def trained(run: str | Path, overrides: Iterable[str] = ()) -> Trained:
     params, frozen = merged(params, frozen, experiment.train.lora)
     checkpoints.close()
     _check_structure(params, jax.eval_shape(policy.init, jax.random.key(0)), checkpoints.path(step))
-    return Trained(experiment, policy, params, frozen, step, meta["statistics"])
+    return Trained(experiment, policy, params, frozen, step, meta.get("statistics", {}))
 
 
 def _check_structure(params: Any, expected: Any, path: Path) -> None:

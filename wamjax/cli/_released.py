@@ -121,6 +121,8 @@ def write_settings(run: Path, destination: Path) -> None:
     policy, settings = loaded.policy, destination / SETTINGS
     if not isinstance(policy, DreamZero):
         return
+    if not loaded.statistics:
+        raise UserError(f"{run} is of an earlier version, without its dataset's statistics: train it with this one")
     settings.mkdir(exist_ok=True)
     if describable(policy):
         write_json(destination / DESCRIBED, model_settings(policy))
