@@ -16,7 +16,7 @@ CAUSAL = TokenPlan.from_rule([Group("text", 150), Group("video", 260, causal=Tru
 FULL = TokenPlan.from_rule([Group("video", 300)], lambda q, k: True)
 
 
-@pytest.mark.parametrize("absent", [False, True])
+@pytest.mark.parametrize("absent", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize("plan", [TEACHER, CAUSAL, FULL], ids=["teacher", "causal", "full"])
 def test_the_kernel_equals_the_reference_with_gradients(plan, absent):
     random = np.random.default_rng(0)

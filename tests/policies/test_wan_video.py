@@ -118,7 +118,7 @@ FORMS = {"text": small, "kept": lambda: small(first_frame=0.5), "beside": condit
 """By where the first frame stands."""
 
 
-@pytest.mark.parametrize("form", ["text", "kept", pytest.param("beside", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("form", ["kept", *(pytest.param(form, marks=pytest.mark.slow) for form in ("text", "beside"))])
 def test_every_form_has_gradients_everywhere_and_imagines_films(form):
     policy = FORMS[form]()
     params, frozen, encoded, draws = ready(policy)

@@ -59,7 +59,7 @@ def test_the_imagined_frames_are_a_film_of_the_canvas(agent):
     assert film.dtype == np.uint8
 
 
-@pytest.mark.parametrize("kind", ["int8", "fp8"])
+@pytest.mark.parametrize("kind", ["int8", pytest.param("fp8", marks=pytest.mark.slow)])
 def test_rounded_weights_act_nearly_the_same(agent, kind, capsys):
     policy, params, frozen = built("small")
     rounded = PolicyAgent(policy, _rounded(params, kind), frozen, agent._interface)
