@@ -7,11 +7,13 @@ import pytest
 
 from tests.planning.test_program_text import KERNEL
 from wamjax.cli import _experiment
+from wamjax.compute.executed import executed_on_chips, pairs_ratio, saved
 from wamjax.compute.flops import of_passes
 from wamjax.nn.splash import executed_pairs
 from wamjax.planning.encoding import encoding
 from wamjax.planning.plan import NOTHING, Program
-from wamjax.planning.roofline import executed, moved, pairs_ratio, saved, terms
+from wamjax.planning.program_text import kernels
+from wamjax.planning.roofline import moved, terms
 from wamjax.planning.topology import Topology
 
 POD = Topology.parse("v5p:2x2x1")
@@ -30,7 +32,7 @@ def program(text: str) -> Program:
 def test_recomputation_and_padding_are_executed_beside_the_mathematics(wan):
     passes = wan.policy.passes("train")
     forward = of_passes([dataclasses.replace(one, trained=False) for one in passes])
-    runs = executed(passes, None, POD, samples=2, ways=1)
+    runs = executed_on_chips(passes, samples=2)
     assert pairs_ratio(passes, 1) == executed_pairs(wan.policy.plan) / 75_600**2
     assert runs == pytest.approx(2 * 4 * (forward.matmul + pairs_ratio(passes, 1) * forward.attention), rel=1e-9)
 
@@ -40,8 +42,8 @@ def test_attention_is_counted_by_the_kernels_that_a_program_runs(wan):
     passes = wan.policy.passes("train")
     shapes, phases = {"queries": 75_776, "keys": 75_776}, ("fwd", "fwd", "dq", "dkv")
     layers = "".join(KERNEL.format(phase=phase, number=i, **shapes) for i, phase in enumerate(phases)) * 40
-    one = program("ENTRY %main (a: f32[]) -> f32[] {\n" + layers + "}\n")
-    runs = executed(passes, one, dataclasses.replace(POD, shape=(2, 2, 2)), samples=1, ways=8)
+    calls = kernels("ENTRY %main (a: f32[]) -> f32[] {\n" + layers + "}\n")
+    runs = executed_on_chips(passes, 1, 8, calls, chips=8)
     forward = of_passes([dataclasses.replace(one, trained=False) for one in passes])
     attention = pairs_ratio(passes, 8) * forward.attention * (2 + 2 + 3 + 4) / 2
     assert runs == pytest.approx(4 * forward.matmul + attention, rel=1e-6)

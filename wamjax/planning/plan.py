@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import re
 
+from wamjax.compute.executed import executed_on_chips, pairs_ratio
 from wamjax.compute.flops import of_passes
 from wamjax.planning.encoding import Encoding
 from wamjax.planning.program import Program, Subject, compile_step
 from wamjax.planning.program_text import float32_products, kernels
-from wamjax.planning.roofline import ATTAINED, executed, moved, pairs_ratio, terms
+from wamjax.planning.roofline import ATTAINED, moved, terms
 from wamjax.planning.topology import Topology
 from wamjax.sharding.mesh import MeshConfig, make_mesh
 
@@ -96,7 +97,7 @@ def plan(subject: Subject, topology: Topology, mesh_config: MeshConfig, changes:
     config, passes, limit = subject.config, subject.learner.passes("train"), int(topology.chip.memory)
     ways, sent = mesh_config.ring * mesh_config.context, moved(program, topology.slices)
     model = of_passes(passes).total * config.batch_size
-    runs = executed(passes, program, topology, config.batch_size, ways)
+    runs = executed_on_chips(passes, config.batch_size, ways, kernels(program.text), topology.chips)
     seconds = terms(topology, runs, sent, program)
     slow = seconds["compute"] / ATTAINED + seconds["ici"] + seconds["dcn"]
     fast, pod = max(seconds.values()), topology.chips * topology.chip.flops
