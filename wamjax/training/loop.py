@@ -28,12 +28,13 @@ from wamjax.training.lineage import Lineage, on_device
 from wamjax.training.lora import LoRAConfig, adapt
 from wamjax.training.meter import Rates
 from wamjax.training.optimizer import OptimizerConfig, make_optimizer
+from wamjax.training.quarantine import QuarantineConfig
 from wamjax.training.rounding import in_eight_bits
 from wamjax.training.step import Learner, TrainState, abstract_state, init_state, make_step, make_validation
 from wamjax.training.watch import Notice, Profiler, WatchConfig, Watchdog
 
 Batches = Callable[[int, Sequence[int]], Iterator[dict[str, np.ndarray]]]
-"""(number of the first batch, rows of this process) -> endless batches; with `SAMPLE` where samples are logged."""
+"""(number of the first batch, rows of this process) -> endless batches, with what `ON_HOST` names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +49,8 @@ class TrainConfig:
         optimizer: optimizer and schedule.
         lora: adapters to train beside parameters that stay; None trains all parameters.
         products: "int8" or "fp8": blocks multiply in 8 bits (`wamjax.training.rounding`); "" for the policy's numbers.
-        guard: what is done about bad steps. watch: how the run is watched.
+        guard: what is done about bad steps. quarantine: how much bad input is too much.
+        watch: how the run is watched.
         log_every, validate_every, checkpoint_every: in steps.
         validation_batches: batches of one validation.
         keep: newest checkpoints kept. keep_every: checkpoints of such steps are kept for ever; 0 for none.
@@ -62,6 +64,7 @@ class TrainConfig:
     lora: LoRAConfig | None = None
     products: str = ""
     guard: GuardConfig = GuardConfig()
+    quarantine: QuarantineConfig = QuarantineConfig()
     watch: WatchConfig = WatchConfig()
     log_every: int = 20
     validate_every: int = 500
@@ -208,6 +211,7 @@ def _make(
             rows,
             config.log_every,
             config.watch.log_samples,
+            config.quarantine,
             guard,
             rates,
             checkpoints.last_good,
