@@ -439,6 +439,7 @@ def _reading(experiment: Experiment, policy: Policy) -> dict[str, Any]:
         "cache_bytes": data.cache_mib << 20,
         "workers": data.workers,
         "numbered": True,
+        "keyed": train.augment is not None,
     }
 
 

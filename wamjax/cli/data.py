@@ -4,6 +4,7 @@
     wamjax data inspect runs/demo/data
     wamjax data convert gs://bucket/droid_101/1.0.1 runs/droid
     wamjax data convert runs/demo/data lerobot/demo --to lerobot
+    wamjax data moving runs/droid runs/droid_moving.json
     wamjax data import-gear droid_gear runs/droid --embodiment droid
     wamjax data export-gear runs/droid droid_gear --embodiment droid
 
@@ -62,6 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument("--fps", type=float, metavar="HZ", help="steps per second, where the source does not say")
         command.add_argument("--split", default="train", help="of the source (train)")
         command.add_argument("--embodiment", metavar="ROBOT", help="for GEAR: name, dotted module or .py file")
+    moving = commands.add_parser("moving", help="write ranges of steps that are not idle, for data.selection.ranges")
+    moving.add_argument("data", metavar="DATA", help="store to look at")
+    moving.add_argument("out", metavar="OUT", help="JSON file to write")
+    moving.add_argument(
+        "--field", default="action_dict/joint_velocity", metavar="NAME", help="step field of the joints' velocities"
+    )
     for name, verb in (("import-gear", "take over a GEAR dataset"), ("export-gear", "write a GEAR dataset")):
         gear = commands.add_parser(name, help=verb)
         gear.add_argument("source", metavar="SOURCE", help="dataset folder to read")
@@ -79,6 +86,8 @@ def run(args: argparse.Namespace) -> None:
         _export_gear(args)
     elif args.command == "convert":
         _convert(args)
+    elif args.command == "moving":
+        _moving(args)
     else:
         _inspect(args)
 
@@ -114,6 +123,18 @@ def _export_gear(args: argparse.Namespace) -> None:
     store = EpisodeStore(args.source)
     gear_export.export_dataset(store, args.out, embodiments.load(args.embodiment))
     print(f"dataset     {args.out}: {len(store)} episodes")
+
+
+def _moving(args: argparse.Namespace) -> None:
+    from wamjax.data.files import write_json
+    from wamjax.data.selection import moving_ranges
+    from wamjax.data.store import EpisodeStore
+
+    store = EpisodeStore(args.data)
+    table = dict(moving_ranges(store, args.field))
+    write_json(Path(args.out), table)
+    kept = sum(stop - first for pairs in table.values() for first, stop in pairs)
+    print(f"wrote {args.out}: {kept} of {store.lengths.sum()} steps of {len(table)} episodes")
 
 
 def _convert(args: argparse.Namespace) -> None:

@@ -297,7 +297,7 @@ def _parsed_flags() -> None:
         flags.FLAGS.mark_as_parsed()
 
 
-def _begin_worker() -> None:
+def _begin_worker(worker: int, workers: int) -> None:
     """A worker never touches an accelerator, leaves signals to the process that started it, and ends with it."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     for number in (signal.SIGINT, signal.SIGTERM):

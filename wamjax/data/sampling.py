@@ -12,7 +12,6 @@ import heapq
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
@@ -91,8 +90,9 @@ class Order:
         self._steps = Interleave(buckets)
         self._rows = [Interleave(each) for each in weights]
         places = np.cumsum([0] + [len(each) for each in sizes])
-        self._shuffled = [
-            [_shuffled(size, seed, int(first) + i) for i, size in enumerate(each)]
+        self._sizes = [list(each) for each in sizes]
+        self._seeds = [
+            [_own_seed(seed, int(first) + i) for i in range(len(each))]
             for first, each in zip(places, sizes, strict=False)
         ]
 
@@ -104,12 +104,18 @@ class Order:
         """Bucket, dataset and sample of a row of a step."""
         bucket, turn = self._steps[step]
         dataset, entry = self._rows[bucket][turn * self._batch_size + row]
-        return bucket, dataset, int(self._shuffled[bucket][dataset][entry])
+        epoch, place = divmod(entry, self._sizes[bucket][dataset])
+        seed = (self._seeds[bucket][dataset] + epoch) % 2**32
+        return bucket, dataset, _shuffled(place, self._sizes[bucket][dataset], seed)
 
 
-def _shuffled(size: int, seed: int, place: int) -> Any:
-    """0 .. size - 1 in another order every epoch; datasets of equal size differ in it."""
+def _own_seed(seed: int, place: int) -> int:
+    """Of a dataset: those of equal size differ in their order."""
+    return seed if place == 0 else int(np.random.SeedSequence((seed, place)).generate_state(1)[0])
+
+
+def _shuffled(place: int, size: int, seed: int) -> int:
+    """What stands at a place of 0 .. size - 1 in another order; what `grain.MapDataset.shuffle` does in an epoch."""
     import grain  # here, because configs import this room and grain takes seconds
 
-    own = seed if place == 0 else int(np.random.SeedSequence((seed, place)).generate_state(1)[0])
-    return grain.MapDataset.range(size).shuffle(seed=own)
+    return int(grain.experimental.index_shuffle(place, max_index=size - 1, seed=seed, rounds=4))

@@ -17,10 +17,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from wamjax.data.augment import AugmentConfig
 from wamjax.errors import UserError
 from wamjax.policies.contract import Params
 from wamjax.sharding import processes
 from wamjax.sharding.mesh import OnMesh, Rules, place, process_rows, shardings, to_devices
+from wamjax.training.augmented import augmented
 from wamjax.training.checkpoint import Checkpoints, DamagedCheckpoint
 from wamjax.training.clock import Clock, Ledger
 from wamjax.training.guard import GuardConfig, Rewind
@@ -49,6 +51,7 @@ class TrainConfig:
         optimizer: optimizer and schedule.
         lora: adapters to train beside parameters that stay; None trains all parameters.
         products: "int8" or "fp8": blocks multiply in 8 bits (`wamjax.training.rounding`); "" for the policy's numbers.
+        augment: what is done to the frames of training batches; None for nothing.
         guard: what is done about bad steps. quarantine: how much bad input is too much.
         watch: how the run is watched.
         log_every, validate_every, checkpoint_every: in steps.
@@ -63,6 +66,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig | None = None
     products: str = ""
+    augment: AugmentConfig | None = None
     guard: GuardConfig = GuardConfig()
     quarantine: QuarantineConfig = QuarantineConfig()
     watch: WatchConfig = WatchConfig()
@@ -111,7 +115,8 @@ def train(
         NonFiniteLoss: bad steps, as far as `config.guard` says; names the last good checkpoint.
     """
     clock = clock or Clock()
-    policy, initial, frozen = adapt(in_eight_bits(policy, config.products), initial, frozen, config.lora, config.seed)
+    policy = augmented(in_eight_bits(policy, config.products), config.augment)
+    policy, initial, frozen = adapt(policy, initial, frozen, config.lora, config.seed)
     frozen = place(frozen, shardings(frozen, rules, mesh))
     made = _make(policy, config, mesh, rules, initial, batches, validation, run, clock)
     checkpoints, watch, rewinds = made.checkpoints, config.watch, config.guard.on_bad_step == "rewind"
