@@ -4,6 +4,7 @@
     wamjax data inspect runs/demo/data
     wamjax data convert gs://bucket/droid_101/1.0.1 runs/droid
     wamjax data convert runs/demo/data lerobot/demo --to lerobot
+    wamjax data encode --config configs/dreamzero_small.py --data runs/demo/data --out runs/demo/encoded
     wamjax data moving runs/droid runs/droid_moving.json
     wamjax data import-gear droid_gear runs/droid --embodiment droid
     wamjax data export-gear runs/droid droid_gear --embodiment droid
@@ -23,6 +24,8 @@ import functools
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from wamjax.cli import _data_encode
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -63,6 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument("--fps", type=float, metavar="HZ", help="steps per second, where the source does not say")
         command.add_argument("--split", default="train", help="of the source (train)")
         command.add_argument("--embodiment", metavar="ROBOT", help="for GEAR: name, dotted module or .py file")
+    encode = commands.add_parser("encode", help=_data_encode.HELP)
+    _data_encode.add_arguments(encode)
     moving = commands.add_parser("moving", help="write ranges of steps that are not idle, for data.selection.ranges")
     moving.add_argument("data", metavar="DATA", help="store to look at")
     moving.add_argument("out", metavar="OUT", help="JSON file to write")
@@ -86,6 +91,8 @@ def run(args: argparse.Namespace) -> None:
         _export_gear(args)
     elif args.command == "convert":
         _convert(args)
+    elif args.command == "encode":
+        _data_encode.run(args)
     elif args.command == "moving":
         _moving(args)
     else:

@@ -21,7 +21,7 @@ import numpy as np
 
 from wamjax.data.episode import BadEpisode
 from wamjax.data.mixture import Dataset, parts
-from wamjax.data.samples import EVERYTHING, Batch, EpisodeReader, Remembered, Source, Tokenize, alike
+from wamjax.data.samples import EVERYTHING, Batch, EpisodeReader, Reader, Remembered, Source, Tokenize, alike
 from wamjax.data.sampling import Order
 from wamjax.data.selection import Selection
 from wamjax.data.store import EpisodeStore
@@ -118,7 +118,7 @@ class Bucket:
         share: of all steps, so many are of this bucket, in proportion to the others.
     """
 
-    readers: tuple[EpisodeReader, ...]
+    readers: tuple[Reader, ...]
     weights: tuple[float, ...] = (1.0,)
     share: float = 1.0
 
@@ -126,7 +126,7 @@ class Bucket:
     def of(
         cls,
         store: Dataset,
-        reader: Callable[[EpisodeStore, int], EpisodeReader],
+        reader: Callable[[EpisodeStore, int], Reader],
         cache_bytes: int = CACHE_BYTES,
         share: float = 1.0,
     ) -> "Bucket":
@@ -178,13 +178,13 @@ def batches(
     Raises:
         UserError: a camera or field that a dataset lacks, or too many damaged episodes.
     """
-    bucket = Bucket.of(store, lambda one, room: _ClipReader(one, clip, tokenize, room, selection), cache_bytes)
+    bucket = Bucket.of(store, lambda one, room: ClipReader(one, clip, tokenize, room, selection), cache_bytes)
     return stream([bucket], batch_size=batch_size, seed=seed, **options)
 
 
 def episode_clips(store: EpisodeStore, clip: ClipConfig, episode: int, tokenize: Tokenize) -> Batch:
     """Every clip of one episode in order, as one batch (b = the episode's steps)."""
-    reader = _ClipReader(store, clip, tokenize, sys.maxsize)
+    reader = ClipReader(store, clip, tokenize, sys.maxsize)
     samples = [reader.read(number, (0, number)) for number in reader.starts.within(episode)]
     return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
 
@@ -311,7 +311,7 @@ def _end_with(parent: Any) -> None:
     os._exit(1)
 
 
-class _ClipReader(EpisodeReader):
+class ClipReader(EpisodeReader):
     """Cuts the clips of a `ClipConfig`."""
 
     def __init__(
