@@ -3,10 +3,10 @@
     wamjax data encode --config configs/dreamzero_14b_droid.py --data runs/droid --weights weights --out runs/latents
     wamjax train --config configs/dreamzero_14b_droid.py --data runs/latents --out runs/dreamzero
 
-What the policy's frozen networks make of every sample (or of every --stride-th) is written, shard by shard; what they
-make of a prompt, once for all samples that have it. A job that was killed goes on when the same command is given again;
-finished shards are kept, and the result is the same, byte for byte. Started on several machines, as `wamjax train` is,
-each process encodes shards of its own on its own devices, into a folder that all share.
+What the policy's frozen networks make of every sample (or of those at every --stride-th step) is written, shard by
+shard; what they make of a prompt, once for all samples that have it. A job that was killed goes on when the command
+is given again; finished shards are kept, and the result is the same, byte for byte. Started on several machines, as
+`wamjax train` is, each process encodes shards of its own on its own devices, into a folder that all share.
 
 Augmentation is drawn anew in every step and cannot be encoded: it is left out. docs/data.md says more.
 """
@@ -34,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, metavar="DIR", help="dataset folder, of the native kind")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; what is in it already is kept")
     parser.add_argument("--weights", metavar="DIR", help="pretrained networks (default: the configuration's)")
-    parser.add_argument("--stride", type=int, default=1, metavar="N", help="encode every N-th sample (1)")
+    parser.add_argument(
+        "--stride", type=int, default=1, metavar="N", help="of an episode, encode samples at every N-th step (1)"
+    )
     parser.add_argument(
         "--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="latents and features (bfloat16)"
     )

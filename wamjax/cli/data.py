@@ -25,7 +25,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wamjax.cli import _data_encode
+from wamjax.cli import _data_encode, _data_latents
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -68,6 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         command.add_argument("--embodiment", metavar="ROBOT", help="for GEAR: name, dotted module or .py file")
     encode = commands.add_parser("encode", help=_data_encode.HELP)
     _data_encode.add_arguments(encode)
+    latents = commands.add_parser("export-latents", help=_data_latents.HELP)
+    _data_latents.add_arguments(latents)
     moving = commands.add_parser("moving", help="write ranges of steps that are not idle, for data.selection.ranges")
     moving.add_argument("data", metavar="DATA", help="store to look at")
     moving.add_argument("out", metavar="OUT", help="JSON file to write")
@@ -93,6 +95,8 @@ def run(args: argparse.Namespace) -> None:
         _convert(args)
     elif args.command == "encode":
         _data_encode.run(args)
+    elif args.command == "export-latents":
+        _data_latents.run(args)
     elif args.command == "moving":
         _moving(args)
     else:

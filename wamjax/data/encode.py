@@ -29,6 +29,7 @@ from wamjax.data.latents import (
     FORMAT,
     TEXTS,
     Leaf,
+    every,
     pack_damaged,
     pack_sample,
     prompt_key,
@@ -67,7 +68,7 @@ class Job:
     Attributes:
         folder: of the cache.
         readers: the dataset's samples, by split; their episodes stay in memory as far as the readers have room.
-        stride: every so many-th sample is encoded. shard: samples per file.
+        stride: samples at every so many-th step of an episode are encoded. shard: samples per file.
         made_of: what else the result depends on, JSON: only with the same a job goes on.
         dataset: where the dataset lies.
     """
@@ -79,11 +80,11 @@ class Job:
     made_of: Mapping[str, Any]
     dataset: str
 
-    def shards(self) -> list[tuple[str, str, range]]:
+    def shards(self) -> list[tuple[str, str, Sequence[int]]]:
         """Split, name and sample numbers of every shard."""
         found = []
         for split, reader in self.readers.items():
-            numbers = range(0, reader.clips, self.stride)
+            numbers, _ = every(reader.starts, self.stride)
             found += [(split, f"{i:09d}", numbers[i : i + self.shard]) for i in range(0, len(numbers), self.shard)]
         return found
 
@@ -127,7 +128,9 @@ def encode_samples(
 
 def encode_prompts(job: Job, encoder: Encoder, process: int = 0, processes: int = 1) -> None:
     """Writes this process's files of prompts, but for those that are finished; all samples must be encoded."""
-    texts: dict[str, tuple[str, str]] = {}  # by key: a split and an instruction
+    split, *_ = job.readers
+    empty = prompt_key(encoder.identity, tokenizer(job.readers[split])(""))  # what guidance leads away from, often
+    texts = {empty: (split, "")}  # by key: a split and an instruction
     for split, name, _ in job.shards():
         told = describe(shard_path(job.folder, split, name)) or {}
         texts |= {key: (split, text) for key, text in told.get("prompts", {}).items()}
