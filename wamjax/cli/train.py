@@ -108,7 +108,7 @@ def _train(args: argparse.Namespace, clock: Clock) -> bool:
         batches=system.loader(experiment, store, policy),
         validation=validation,
         run=out,
-        initial=system.initial(experiment, policy, mesh),
+        initial=lambda: system.initial(experiment, policy, mesh),
         meta={
             "config": resolved,
             "shapes": configuration.to_dict(policy.shapes),

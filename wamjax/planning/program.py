@@ -17,6 +17,7 @@ from wamjax.sharding.mesh import Rules, batch_sharding, shardings
 from wamjax.training.loop import TrainConfig
 from wamjax.training.lora import Adapted, LoRAConfig, split
 from wamjax.training.optimizer import make_optimizer
+from wamjax.training.rounding import in_eight_bits
 from wamjax.training.step import Learner, TrainState, abstract_state, make_step
 
 
@@ -38,7 +39,8 @@ class Subject:
 
     @classmethod
     def of(cls, learner: Learner, encoded: Any, frozen: Params, config: TrainConfig, rules: Rules) -> Subject:
-        """With low-rank adapters in place, where the run trains these."""
+        """With products in 8 bits and low-rank adapters in place, where the run has these."""
+        learner = in_eight_bits(learner, config.products)
         if config.lora is not None:
             frozen = {"policy": frozen, "base": {"base": _base(learner, config.lora)}}
             learner = Adapted(learner, config.lora, "base")
