@@ -2,7 +2,7 @@
 
 .venv/bin/python -m tests.training.overheads host     # milliseconds of a step that computes next to nothing
 .venv/bin/python -m tests.training.overheads saves    # seconds that the loop waits for a save, and that writing takes
-.venv/bin/python -m tests.training.overheads runs     # whole runs with and without saves beside their step alone: 8 minutes
+.venv/bin/python -m tests.training.overheads runs     # whole runs with and without saves, and their step alone: 20 minutes
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ def saves(folder: Path, parameters: int = 4_600_000, times: int = 8) -> None:
 SIZE = ("policy.width=256", "policy.mlp=768", "policy.layers=6", "train.batch_size=120", "train.optimizer.name='adamw'")
 
 
-def runs(folder: Path, steps: int = 200, saves: int = 4, rounds: int = 2) -> None:
-    """Wall time of a step of about 0.5 s: alone, in the loop, and in the loop with saves; in turns."""
+def runs(folder: Path, steps: int = 200, saves: int = 4, rounds: int = 4) -> None:
+    """A step of about 0.5 s alone, in the loop, and in the loop with saves, in turns: wall and processor time."""
     write_shard(folder / "data", "train", "square", [synthetic_episode(seed) for seed in range(8)])
     finish(folder / "data", name="squares")
     store, experiment = EpisodeStore(folder / "data"), _experiment.load("configs/metaworld_joint.py", SIZE)
@@ -87,29 +87,36 @@ def runs(folder: Path, steps: int = 200, saves: int = 4, rounds: int = 2) -> Non
     config = dataclasses.replace(experiment.train, steps=steps, validate_every=10**6)
     batch = to_devices(next(batches(0, process_rows(config.batch_size, mesh))), mesh)
 
-    def alone() -> float:
+    def alone() -> np.ndarray:
         state = init_state(policy, optimizer, ema, seed, mesh, system.rules, guard=config.guard)
         step = make_step(policy, optimizer, ema, seed, mesh, state, spike=config.guard.spike)
         state, _ = jax.block_until_ready(step(state, frozen, batch))
-        began = time.perf_counter()
+        began = _clocks()
         for _ in range(steps - 1):
             state, metrics = step(state, frozen, batch)
         jax.block_until_ready((state, metrics))
-        return (time.perf_counter() - began) / (steps - 1)
+        return (_clocks() - began) / (steps - 1)
 
-    def trained(every: int) -> float:
+    def trained(every: int) -> np.ndarray:
         """Everything from the second step on, the last save included."""
         with tempfile.TemporaryDirectory(dir=folder) as run:
             one = dataclasses.replace(config, checkpoint_every=every)
-            began = time.perf_counter()
+            began = _clocks()
             seconds = (train(policy, frozen, one, run=Path(run), **options) or {})["seconds"]
-            return (time.perf_counter() - began - seconds["compile"]) / (steps - 1)
+            return (_clocks() - began - seconds["compile"]) / (steps - 1)
 
-    measured = [(alone(), trained(10**6), trained(steps // saves)) for _ in range(rounds)]
-    for row in measured:
-        print("alone {:.4f} s, in the loop {:.4f} s, with saves {:.4f} s".format(*row))
-    step, loop, saving = np.median(measured, axis=0)
-    print(f"the loop adds {100 * (loop / step - 1):+.2f} % to a step, {saves} saves {100 * (saving / loop - 1):+.2f} %")
+    measured = np.array([(alone(), trained(10**6), trained(steps // saves)) for _ in range(rounds)])
+    for which, name in enumerate(("wall", "processor")):
+        for row in measured[..., which]:
+            print("{}: alone {:.4f} s, in the loop {:.4f} s, with saves {:.4f} s".format(name, *row))
+        step, loop, saving = np.median(measured[..., which], axis=0)
+        added = 100 * (loop / step - 1), saves, 100 * (saving / loop - 1)
+        print("{}: the loop adds {:+.2f} % to a step, {} saves {:+.2f} %".format(name, *added))
+
+
+def _clocks() -> np.ndarray:
+    """Wall and processor time, seconds."""
+    return np.array([time.perf_counter(), time.process_time()])
 
 
 if __name__ == "__main__":
