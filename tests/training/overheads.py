@@ -1,8 +1,8 @@
 """Measures what training costs beside its compiled step, on this machine; `docs/running.md` has the numbers.
 
-.venv/bin/python -m tests.training.overheads host     # milliseconds of a step that computes next to nothing
-.venv/bin/python -m tests.training.overheads saves    # seconds that the loop waits for a save, and that writing takes
-.venv/bin/python -m tests.training.overheads runs     # whole runs with and without saves, and their step alone: 20 minutes
+.venv/bin/python -m tests.training.overheads host    # milliseconds of a step that computes next to nothing
+.venv/bin/python -m tests.training.overheads saves   # seconds that the loop waits for a save, and that writing takes
+.venv/bin/python -m tests.training.overheads runs    # whole runs with and without saves, their step alone: 10 minutes
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def saves(folder: Path, parameters: int = 4_600_000, times: int = 8) -> None:
 SIZE = ("policy.width=256", "policy.mlp=768", "policy.layers=6", "train.batch_size=120", "train.optimizer.name='adamw'")
 
 
-def runs(folder: Path, steps: int = 200, saves: int = 4, rounds: int = 4) -> None:
+def runs(folder: Path, steps: int = 200, saves: int = 4, rounds: int = 2) -> None:
     """A step of about 0.5 s alone, in the loop, and in the loop with saves, in turns: wall and processor time."""
     write_shard(folder / "data", "train", "square", [synthetic_episode(seed) for seed in range(8)])
     finish(folder / "data", name="squares")
