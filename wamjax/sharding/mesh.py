@@ -43,7 +43,6 @@ class MeshConfig:
     context: int = 1
     tensor: int = 1
 
-
     def over(self, devices: int) -> MeshConfig:
         """With the size that -1 stands for; a UserError where the sizes do not fit so many devices."""
         sizes = dataclasses.asdict(self)

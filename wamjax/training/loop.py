@@ -160,9 +160,7 @@ def train(
     return lineage.summary(state) if ended else None
 
 
-def _adapted(
-    policy: Learner, initial: Initial, frozen: Params, config: TrainConfig
-) -> tuple[Learner, Initial, Params]:
+def _adapted(policy: Learner, initial: Initial, frozen: Params, config: TrainConfig) -> tuple[Learner, Initial, Params]:
     """`adapt`, which has to know the first parameters only where there are adapters."""
     if config.lora is None:
         return policy, initial, frozen
