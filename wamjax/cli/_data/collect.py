@@ -2,8 +2,8 @@
 
     wamjax data collect --config configs/metaworld_joint.py --out runs/demo/data
 
-A collection that was interrupted goes on when the same command is given again; the result is the same, byte for byte, for
-any number of processes and interruptions.
+A collection that was interrupted goes on when the same command is given again; the result is the same, byte for byte,
+for any number of processes and interruptions.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Write a native store as a GEAR dataset.
 
-    wamjax data export-gear runs/droid droid_gear --embodiment droid
+wamjax data export-gear runs/droid droid_gear --embodiment droid
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Take over a GEAR dataset in the names of a robot.
 
-    wamjax data import-gear droid_gear runs/droid --embodiment droid
+wamjax data import-gear droid_gear runs/droid --embodiment droid
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Tell what a dataset of any format holds.
 
-    wamjax data inspect runs/demo/data
-    wamjax data inspect gs://bucket/droid_101/1.0.1
+wamjax data inspect runs/demo/data
+wamjax data inspect gs://bucket/droid_101/1.0.1
 """
 
 from __future__ import annotations
