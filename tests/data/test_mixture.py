@@ -50,15 +50,8 @@ def test_rows_come_from_the_datasets_by_their_weights(folder: Path, other: Path)
 
 
 def test_the_fingerprint_is_of_datasets_and_weights(folder: Path, other: Path) -> None:
-    prints = {
-        open_stores(given).fingerprint
-        for given in (
-            [str(folder)],
-            [f"{folder}=1", str(other)],
-            [f"{folder}=2", str(other)],
-            [str(other), str(folder)],
-        )
-    }
+    a, b = str(folder), str(other)
+    prints = {open_stores(given).fingerprint for given in ([a], [f"{a}=1", b], [f"{a}=2", b], [b, a])}
     assert len(prints) == 4
     assert open_stores([f"{folder}=0.5"]).fingerprint == EpisodeStore(folder).fingerprint
     assert (

@@ -1,5 +1,6 @@
 """Where samples may begin: idle ranges, success, dropped steps, lengths; and what an index of many episodes costs."""
 
+import itertools
 import json
 import subprocess
 import sys
@@ -37,7 +38,7 @@ def by_hand(velocities: np.ndarray) -> list[int]:
     """The kept steps, by counting along the episode as openpi's description says."""
     still = [False] + [
         all(abs(a - b) < 1e-3 for a, b in zip(now, before, strict=True))
-        for before, now in zip(velocities[:-1], velocities[1:], strict=True)
+        for before, now in itertools.pairwise(velocities)
     ]
     keep, run = [True] * len(still), []
     for t, quiet in enumerate([*still, False]):
@@ -122,14 +123,14 @@ def test_samples_begin_at_selected_steps_only(robots: EpisodeStore) -> None:
     for batch, _ in zip(batches(robots, clip, selection=Selection(success=True), **options), range(2), strict=False):
         begun = sorted((int(e), int(t)) for e, t, _ in batch["state"])
         assert begun == steps(kept(robots, Selection(success=True)))
-    with pytest.raises(UserError, match="no step in .* is selected"):
+    with pytest.raises(UserError, match=r"no step in .* is selected"):
         batches(robots, clip, selection=Selection(min_steps=100), **options)
 
 
-@pytest.mark.parametrize(
-    "content",
-    ["", "[]", '{"a": [[3]]}', '{"a": 1}', '{"a": [[0, 5], [4, 6]]}', '{"a": [[-1, 5]]}', '{"a": [["x", 5]]}'],
-)
+DAMAGED = ["", "[]", '{"a": [[3]]}', '{"a": 1}', '{"a": [[0, 5], [4, 6]]}', '{"a": [[-1, 5]]}', '{"a": [["x", 5]]}']
+
+
+@pytest.mark.parametrize("content", DAMAGED)
 def test_damaged_ranges_are_refused(robots: EpisodeStore, tmp_path: Path, content: str) -> None:
     file = tmp_path / "ranges.json"
     file.write_text(content)
@@ -154,13 +155,14 @@ bucket = Bucket.of(store, lambda s, room: _ClipReader(s, clip, len, room, Select
 order = Order([[bucket.readers[0].clips]], [[1.0]], [1.0], 256, 0)
 drawn = [bucket.readers[0].starts.locate(order.sample(0, row)[2]) for row in range(256)]
 assert len(set(drawn)) == 256
-print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, len(bucket.readers[0].starts))
+print(time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+print(len(bucket.readers[0].starts))
 """
 
 
 @pytest.mark.slow
 def test_an_index_of_a_hundred_thousand_episodes_starts_in_seconds(tmp_path: Path) -> None:
-    """Descriptions of shards whose records do not exist, as large as those of 100,000 episodes with 30 million steps."""
+    """Descriptions of shards without records, as large as those of 100,000 episodes with 30 million steps."""
     rng = np.random.default_rng(0)
     schema = {"fps": 15.0, "fields": {"action": {"dtype": "float32", "shape": [7]}}, "cameras": {"camera": [180, 320]}}
     (folder := tmp_path / "store").mkdir()

@@ -220,7 +220,7 @@ def stream(buckets: Sequence[Bucket], *, batch_size: int, seed: int, **options: 
 def replaced(batch: Batch) -> list[dict[str, Any]]:
     """What a batch says of samples that had to be replaced, in the order of its rows.
 
-    `row` of the global batch, `dataset` (its folder), `sample` (number in it), `episode`, `step` (of the episode),
+    `row` of the global batch, `dataset` (its folder), `sample` (number in it), `episode` and step `at` which it is there,
     `reason`, and `instead`, the sample drawn in its place, which may be bad as well and follow.
     """
     return json.loads(batch[REPLACED].tobytes()) if REPLACED in batch else []
@@ -272,7 +272,7 @@ class _Loader:
                 instead = int(np.random.default_rng(key).integers(reader.clips))
                 episode, at = reader.starts.locate(number)
                 told.append(
-                    {"row": row, "dataset": str(reader.store.folder), "sample": number, "episode": episode, "step": at}
+                    {"row": row, "dataset": str(reader.store.folder), "sample": number, "episode": episode, "at": at}
                     | {"reason": str(error), "instead": instead}
                 )
                 where = f"batch {step}, row {row}: clip {number} of {reader.store.folder}"
