@@ -220,7 +220,7 @@ def stream(buckets: Sequence[Bucket], *, batch_size: int, seed: int, **options: 
 def replaced(batch: Batch) -> list[dict[str, Any]]:
     """What a batch says of samples that had to be replaced, in the order of its rows.
 
-    `row` of the global batch, `dataset` (its folder), `sample` (number in it), `episode` and step `at` which it is there,
+    `row` of the global batch, `dataset` (its folder), `sample` (its number there), `episode`, `at` (its step there),
     `reason`, and `instead`, the sample drawn in its place, which may be bad as well and follow.
     """
     return json.loads(batch[REPLACED].tobytes()) if REPLACED in batch else []
