@@ -35,7 +35,7 @@ def test_a_row_depends_on_its_key_alone_and_frames_of_a_view_are_changed_alike()
     np.testing.assert_array_equal(turned, found)
     other = change(np.repeat(still[:1], 3, axis=0), KEYS, EVERYTHING)
     assert len({row.tobytes() for row in other}) == 3
-    views = change(np.repeat(still[:, :1], 2, axis=1), KEYS, replace(EVERYTHING, uncropped=()))
+    views = change(np.repeat(still[:, :1], 2, axis=1), KEYS, EVERYTHING)
     assert all((row[0] != row[1]).any() for row in views)
 
 
@@ -64,11 +64,9 @@ def test_colours() -> None:
     np.testing.assert_allclose(factor, factor[:, :1].repeat(3, 1), atol=0.01)
     assert factor.min() < 0.6 and factor.max() > 1.4 and 0.5 <= factor.min() <= factor.max() <= 1.5  # noqa: PT018
     grey = np.array([0.299, 0.587, 0.114])
-    for config in (replace(NOTHING, saturation=0.9), replace(NOTHING, hue=0.4)):
-        turned = change(frames, keys, config)[:, 0, 0, 0, 0]
-        assert len(np.unique(turned, axis=0)) > 30
-        np.testing.assert_allclose(turned @ grey, np.array([120, 80, 100]) @ grey, atol=1.2)
-    np.testing.assert_array_equal(change(frames, keys, replace(NOTHING, contrast=0.9)).std((2, 3, 4)).round(), 0)
+    turned = change(frames, keys, replace(NOTHING, contrast=0.9, saturation=0.9, hue=0.4))[:, 0, 0, 0, 0]
+    assert len(np.unique(turned, axis=0)) > 30
+    np.testing.assert_allclose(turned @ grey, np.array([120, 80, 100]) @ grey, atol=1.2)  # one colour has no contrast
 
 
 def test_impossible_configurations() -> None:
