@@ -144,14 +144,14 @@ def test_damaged_ranges_are_refused(robots: EpisodeStore, tmp_path: Path, conten
 
 SCRIPT = """
 import resource, sys, time
-from wamjax.data.pipeline import Bucket, ClipConfig, _ClipReader
+from wamjax.data.pipeline import Bucket, ClipConfig, ClipReader
 from wamjax.data.sampling import Order
 from wamjax.data.selection import Selection
 from wamjax.data.store import EpisodeStore
 began = time.perf_counter()
 store = EpisodeStore(sys.argv[1])
 clip = ClipConfig(cameras=("camera",), state=())
-bucket = Bucket.of(store, lambda s, room: _ClipReader(s, clip, len, room, Selection(ranges=sys.argv[2], success=True)))
+bucket = Bucket.of(store, lambda s, room: ClipReader(s, clip, len, room, Selection(ranges=sys.argv[2], success=True)))
 order = Order([[bucket.readers[0].clips]], [[1.0]], [1.0], 256, 0)
 drawn = [bucket.readers[0].starts.locate(order.sample(0, row)[2]) for row in range(256)]
 assert len(set(drawn)) == 256

@@ -122,13 +122,13 @@ def chunk_batches(
             or too many damaged episodes.
     """
 
-    def reader(one: EpisodeStore, room: int) -> _ChunkReader:
-        return _ChunkReader(one, embodiment, config, tokenize, room, selection)
+    def reader(one: EpisodeStore, room: int) -> ChunkReader:
+        return ChunkReader(one, embodiment, config, tokenize, room, selection)
 
     return stream([Bucket.of(store, reader, cache_bytes)], batch_size=batch_size, seed=seed, **options)
 
 
-class _ChunkReader(EpisodeReader):
+class ChunkReader(EpisodeReader):
     """Cuts the chunks of a `ChunkConfig`."""
 
     def __init__(

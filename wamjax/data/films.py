@@ -72,8 +72,8 @@ def film_batches(
     if len(shares) != len(configs):
         raise UserError(f"{len(configs)} kinds of films and {len(shares)} shares: give each kind one")
 
-    def reader(config: FilmConfig, one: EpisodeStore, room: int) -> _FilmReader:
-        return _FilmReader(one, config, tokenize, room, selection)
+    def reader(config: FilmConfig, one: EpisodeStore, room: int) -> FilmReader:
+        return FilmReader(one, config, tokenize, room, selection)
 
     buckets = [
         Bucket.of(store, functools.partial(reader, each), cache_bytes // len(configs), share)
@@ -84,14 +84,14 @@ def film_batches(
 
 def first_film(store: EpisodeStore, config: FilmConfig, episode: int, tokenize: Tokenize) -> Batch:
     """The film that begins with an episode, as a batch of one; a UserError for an episode that is too short."""
-    reader = _FilmReader(store, config, tokenize, cache_bytes=sys.maxsize)
+    reader = FilmReader(store, config, tokenize, cache_bytes=sys.maxsize)
     numbers = reader.starts.within(episode)
     if not numbers:
         raise UserError(f"episode {episode} is shorter than a film of {config.frames} frames: choose a longer one")
     return {name: value[None] for name, value in reader.read(numbers[0], (0, numbers[0])).items()}
 
 
-class _FilmReader(EpisodeReader):
+class FilmReader(EpisodeReader):
     """Cuts the films of a `FilmConfig`."""
 
     def __init__(

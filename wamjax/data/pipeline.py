@@ -178,13 +178,13 @@ def batches(
     Raises:
         UserError: a camera or field that a dataset lacks, or too many damaged episodes.
     """
-    bucket = Bucket.of(store, lambda one, room: _ClipReader(one, clip, tokenize, room, selection), cache_bytes)
+    bucket = Bucket.of(store, lambda one, room: ClipReader(one, clip, tokenize, room, selection), cache_bytes)
     return stream([bucket], batch_size=batch_size, seed=seed, **options)
 
 
 def episode_clips(store: EpisodeStore, clip: ClipConfig, episode: int, tokenize: Tokenize) -> Batch:
     """Every clip of one episode in order, as one batch (b = the episode's steps)."""
-    reader = _ClipReader(store, clip, tokenize, sys.maxsize)
+    reader = ClipReader(store, clip, tokenize, sys.maxsize)
     samples = [reader.read(number, (0, number)) for number in reader.starts.within(episode)]
     return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
 
@@ -311,7 +311,7 @@ def _end_with(parent: Any) -> None:
     os._exit(1)
 
 
-class _ClipReader(EpisodeReader):
+class ClipReader(EpisodeReader):
     """Cuts the clips of a `ClipConfig`."""
 
     def __init__(
