@@ -12,7 +12,7 @@ import jax
 from wamjax import config as configuration
 from wamjax.cli._systems import SYSTEMS, Sketch, System
 from wamjax.data.normalise import Statistics
-from wamjax.data.pipeline import ClipConfig
+from wamjax.data.pipeline import ClipConfig, DataConfig
 from wamjax.data.store import EpisodeStore
 from wamjax.errors import UserError
 from wamjax.evaluation.collect import CollectConfig
@@ -54,6 +54,7 @@ class Experiment:
         name: the variant, as it appears in reports.
         policy, train, mesh: what is trained, how and where.
         clip: on which samples, where the policy does not say so itself (SmallWAM).
+        data: how its datasets are read.
         weights: folder of pretrained networks (published, or from `wamjax import`) to begin with; empty for none.
         collect: how the dataset is made. evaluation: how the policy is tried out.
     """
@@ -61,6 +62,7 @@ class Experiment:
     name: str
     policy: SmallWAMConfig | DreamZeroConfig | WanVideoConfig
     clip: ClipConfig | None = None
+    data: DataConfig = DataConfig()
     weights: str = ""
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()

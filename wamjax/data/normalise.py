@@ -23,7 +23,7 @@ from wamjax.data.embodiments import Embodiment, Field
 from wamjax.errors import UserError
 
 if TYPE_CHECKING:
-    from wamjax.data.store import EpisodeStore
+    from wamjax.data.mixture import Dataset
 
 STATE_SIZE = 64
 ACTION_SIZE = 32
@@ -128,7 +128,7 @@ def denormalise(x: Float[Array, "*b a"], bounds: Bounds) -> Float[Array, "*b a"]
     return (x + 1) / 2 * (high - low) + low
 
 
-def dataset_statistics(store: EpisodeStore, embodiment: Embodiment) -> Statistics:
+def dataset_statistics(store: Dataset, embodiment: Embodiment) -> Statistics:
     """Statistics of all fields of the embodiment: {"state" | "action": {key: {"q01", "q99", "mean", ...}}}.
 
     Relative actions have those of `relative_statistics`, all others those of the store.
@@ -147,7 +147,7 @@ def dataset_statistics(store: EpisodeStore, embodiment: Embodiment) -> Statistic
     return parts
 
 
-def relative_statistics(store: EpisodeStore, embodiment: Embodiment) -> dict[str, dict[str, list[float]]]:
+def relative_statistics(store: Dataset, embodiment: Embodiment) -> dict[str, dict[str, list[float]]]:
     """Statistics of the relative actions: key -> {"max", "min", "mean", "std", "q01", "q99": one value per number}.
 
     action[i + k] - state[i], pooled over all k of a chunk and all steps i at which a whole chunk starts, of at most
