@@ -1,8 +1,9 @@
 """Train a policy on a dataset, or go on where an earlier start was interrupted.
 
-The run folder receives config.json (everything resolved), checkpoints/, metrics.jsonl, clock.jsonl, tensorboard/ and,
-at the end, summary.json. Starting again with the same folder continues from the newest checkpoint and gives the very
-parameters that an undisturbed run gives; on another mesh (mesh.*) or number of processes, the same but for rounding.
+The run folder receives config.json (everything resolved), data.json and statistics.json (of the datasets),
+checkpoints/, metrics.jsonl, clock.jsonl, tensorboard/ and, at the end, summary.json. Starting again with the same
+folder continues from the newest checkpoint and gives the very parameters that an undisturbed run gives; on another mesh
+(mesh.*) or number of processes, the same but for rounding.
 How a run is watched (train.watch.*) may change as well, by how many workers and with how much memory data are read,
 and how the optimizer's moments are kept.
 
@@ -22,6 +23,7 @@ import dataclasses
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,7 +110,7 @@ def _train(args: argparse.Namespace, clock: Clock) -> bool:
     system = _experiment.system(experiment)
     policy = system.policy(experiment, system.shapes(experiment, store))
     mesh = make_mesh(experiment.mesh)
-    statistics = system.statistics(experiment, store, policy)
+    statistics = _once(out / "statistics.json", lambda: system.statistics(experiment, store, policy))
     frozen = system.frozen(experiment, store, policy, statistics, mesh)
     source = {"dataset": store.fingerprint, "data": data, "frozen": fingerprint(frozen)}
     processes.agree(frozen_parameters=source["frozen"])
@@ -140,6 +142,20 @@ def _train(args: argparse.Namespace, clock: Clock) -> bool:
     minutes = summary["wall_seconds"] / 60
     processes.say(f"trained {experiment.name}: {summary['steps']} steps in {minutes:.1f} min; results in {out}")
     return True
+
+
+def _once(file: Path, compute: Callable[[], dict]) -> dict:
+    """What a file of the run says, or else what it takes long to find out, which goes there."""
+    from wamjax.data.files import read_sealed, write_sealed
+    from wamjax.sharding import processes
+
+    try:
+        return read_sealed(file)
+    except (OSError, ValueError):
+        found = compute()
+    if processes.first():
+        write_sealed(file, found)
+    return found
 
 
 def _described(store: Dataset, selection: Selection) -> dict:

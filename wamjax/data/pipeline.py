@@ -276,7 +276,7 @@ class _Loader:
                     | {"reason": str(error), "instead": instead}
                 )
                 where = f"batch {step}, row {row}: clip {number} of {reader.store.folder}"
-                _log.warning("%s is replaced by clip %d: %s", where, instead, error)
+                _log.warning("%s is replaced by clip %d: %s", where, instead, str(error))
                 number = instead
         raise UserError(f"{REDRAWS} damaged clips in a row in {reader.store.folder}: collect the dataset again")
 
