@@ -14,7 +14,7 @@ from wamjax.data.pipeline import AUGMENTATION, DATASET, SAMPLE, Batch, Bucket, s
 from wamjax.data.sampling import Interleave, Order, shares
 from wamjax.errors import UserError
 
-SIZES = (701, 1300, 57)  # samples of three datasets
+SIZES = (4001, 2003, 997)  # samples of three datasets; the shuffle is slow for small ones
 WEIGHTS = (0.5, 0.3, 0.2)
 BATCH = 16
 STEPS = 625  # 10,000 rows

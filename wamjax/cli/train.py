@@ -1,8 +1,9 @@
 """Train a policy on a dataset, or go on where an earlier start was interrupted.
 
-The run folder receives config.json (everything resolved), checkpoints/, metrics.jsonl, clock.jsonl, tensorboard/ and,
-at the end, summary.json. Starting again with the same folder continues from the newest checkpoint and gives the very
-parameters that an undisturbed run gives; on another mesh (mesh.*) or number of processes, the same but for rounding.
+The run folder receives config.json (everything resolved), data.json and statistics.json (of the datasets),
+checkpoints/, metrics.jsonl, clock.jsonl, tensorboard/ and, at the end, summary.json. Starting again with the same
+folder continues from the newest checkpoint and gives the very parameters that an undisturbed run gives; on another mesh
+(mesh.*) or number of processes, the same but for rounding.
 How a run is watched (train.watch.*) may change as well, by how many workers and with how much memory data are read,
 and how the optimizer's moments are kept.
 
@@ -23,6 +24,7 @@ import dataclasses
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +45,7 @@ MAY_CHANGE = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    from wamjax.cli.main import add_config_arguments
+    from wamjax.cli.main import add_config_arguments, add_process_arguments
 
     add_config_arguments(parser)
     parser.add_argument(
@@ -57,10 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compilations", metavar="DIR", help="where compiled programs are kept for the next start (`off`: nowhere)"
     )
-    several = parser.add_argument_group("several processes", "found by themselves on TPU pods, GKE and SLURM")
-    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens; the same for all")
-    several.add_argument("--processes", type=int, metavar="N", help="how many there are (1: this one alone)")
-    several.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
+    add_process_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -111,7 +110,7 @@ def _train(args: argparse.Namespace, clock: Clock) -> bool:
     system = _experiment.system(experiment)
     policy = system.policy(experiment, system.shapes(experiment, store))
     mesh = make_mesh(experiment.mesh)
-    statistics = system.statistics(experiment, store, policy)
+    statistics = _once(out / "statistics.json", lambda: system.statistics(experiment, store, policy))
     frozen = system.frozen(experiment, store, policy, statistics, mesh)
     source = {"dataset": store.fingerprint, "data": data, "frozen": fingerprint(frozen)}
     processes.agree(frozen_parameters=source["frozen"])
@@ -127,7 +126,7 @@ def _train(args: argparse.Namespace, clock: Clock) -> bool:
         batches=loader(experiment, store),
         validation=loader(alone, validation) if validation else None,
         run=out,
-        initial=system.initial(experiment, policy, mesh),
+        initial=lambda: system.initial(experiment, policy, mesh),
         meta={
             "config": resolved,
             "shapes": configuration.to_dict(policy.shapes),
@@ -144,6 +143,20 @@ def _train(args: argparse.Namespace, clock: Clock) -> bool:
     minutes = summary["wall_seconds"] / 60
     processes.say(f"trained {experiment.name}: {summary['steps']} steps in {minutes:.1f} min; results in {out}")
     return True
+
+
+def _once(file: Path, compute: Callable[[], dict]) -> dict:
+    """What a file of the run says, or else what it takes long to find out, which goes there."""
+    from wamjax.data.files import read_sealed, write_sealed
+    from wamjax.sharding import processes
+
+    try:
+        return read_sealed(file)
+    except (OSError, ValueError):
+        found = compute()
+    if processes.first():
+        write_sealed(file, found)
+    return found
 
 
 def _described(store: Dataset | Encoded, selection: Selection) -> dict:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, UInt8, UInt32
 
 from wamjax.errors import UserError
@@ -64,15 +65,13 @@ def augment(
 
 def _changed(clip: Array, key: Array, crop: Array, config: AugmentConfig) -> Array:
     """One view (t, h, w, 3)."""
-    where, *strengths = jax.random.split(key, 5)
-    bounds = (config.brightness, config.contrast, config.saturation, config.hue)
-    lights, contrast, saturation, hue = (
-        jax.random.uniform(one, minval=-bound, maxval=bound) for one, bound in zip(strengths, bounds, strict=True)
-    )
+    uniform = jax.random.uniform(key, (8,))
+    bounds = jnp.array([config.brightness, config.contrast, config.saturation, config.hue])
+    light, contrast, saturation, hue = bounds * (2 * uniform[:4] - 1)
     x = clip.astype(jnp.float32) / 255
     if config.crop < 1 or config.aspect > 1:
-        x = jnp.where(crop, _enlarged(x, where, config), x)
-    x = jnp.clip(x * (1 + lights), 0, 1)
+        x = jnp.where(crop, _enlarged(x, uniform[4:], config), x)
+    x = jnp.clip(x * (1 + light), 0, 1)
     mean = jnp.mean(x @ jnp.array(_GREY))
     x = jnp.clip(mean + (x - mean) * (1 + contrast), 0, 1)
     grey = (x @ jnp.array(_GREY))[..., None]
@@ -82,17 +81,16 @@ def _changed(clip: Array, key: Array, crop: Array, config: AugmentConfig) -> Arr
     return jnp.round(x * 255).astype(jnp.uint8)
 
 
-def _enlarged(x: Float[Array, "t h w 3"], key: Array, config: AugmentConfig) -> Float[Array, "t h w 3"]:
+def _enlarged(
+    x: Float[Array, "t h w 3"], uniform: Float[Array, " 4"], config: AugmentConfig
+) -> Float[Array, "t h w 3"]:
     """A random part of the frames, brought to their size by linear interpolation."""
     height, width = x.shape[1:3]
-    area_key, aspect_key, top_key, left_key = jax.random.split(key, 4)
-    area = jax.random.uniform(area_key, minval=config.crop, maxval=1.0)
-    bound = math.log(config.aspect)
-    wider = jnp.exp(jax.random.uniform(aspect_key, minval=-bound, maxval=bound))
+    area = config.crop + (1 - config.crop) * uniform[0]
+    wider = jnp.exp(math.log(config.aspect) * (2 * uniform[1] - 1))
     rows = jnp.minimum(jnp.sqrt(area / wider), 1.0) * height
     columns = jnp.minimum(jnp.sqrt(area * wider), 1.0) * width
-    top = jax.random.uniform(top_key) * (height - rows)
-    left = jax.random.uniform(left_key) * (width - columns)
+    top, left = uniform[2] * (height - rows), uniform[3] * (width - columns)
     x = jnp.einsum("yh,thwc->tywc", _read(top, rows, height), x, precision="highest")
     return jnp.einsum("xw,tywc->tyxc", _read(left, columns, width), x, precision="highest")
 
@@ -106,7 +104,8 @@ def _read(begin: Array, length: Array, size: int) -> Float[Array, "y h"]:
 
 def _turn(hue: Array) -> Float[Array, "3 3"]:
     """The matrix that turns colours about grey, in turns."""
-    to = jnp.array(_TO_YIQ)
     cos, sin = jnp.cos(2 * jnp.pi * hue), jnp.sin(2 * jnp.pi * hue)
-    rotation = jnp.array([[1.0, 0, 0], [0, 0, 0], [0, 0, 0]]).at[1:, 1:].set(jnp.array([[cos, -sin], [sin, cos]]))
-    return jnp.linalg.inv(to) @ rotation @ to
+    to, back = np.array(_TO_YIQ), np.linalg.inv(_TO_YIQ)
+    parts = [back @ np.diag(kept) @ to for kept in ((1, 0, 0), (0, 1, 1))]
+    quarter = back @ np.array([[0, 0, 0], [0, 0, -1], [0, 1, 0]]) @ to
+    return parts[0] + cos * parts[1] + sin * quarter

@@ -220,7 +220,7 @@ def stream(buckets: Sequence[Bucket], *, batch_size: int, seed: int, **options: 
 def replaced(batch: Batch) -> list[dict[str, Any]]:
     """What a batch says of samples that had to be replaced, in the order of its rows.
 
-    `row` of the global batch, `dataset` (its folder), `sample` (number in it), `episode`, `step` (of the episode),
+    `row` of the global batch, `dataset` (its folder), `sample` (its number there), `episode`, `at` (its step there),
     `reason`, and `instead`, the sample drawn in its place, which may be bad as well and follow.
     """
     return json.loads(batch[REPLACED].tobytes()) if REPLACED in batch else []
@@ -272,11 +272,11 @@ class _Loader:
                 instead = int(np.random.default_rng(key).integers(reader.clips))
                 episode, at = reader.starts.locate(number)
                 told.append(
-                    {"row": row, "dataset": str(reader.store.folder), "sample": number, "episode": episode, "step": at}
+                    {"row": row, "dataset": str(reader.store.folder), "sample": number, "episode": episode, "at": at}
                     | {"reason": str(error), "instead": instead}
                 )
                 where = f"batch {step}, row {row}: clip {number} of {reader.store.folder}"
-                _log.warning("%s is replaced by clip %d: %s", where, instead, error)
+                _log.warning("%s is replaced by clip %d: %s", where, instead, str(error))
                 number = instead
         raise UserError(f"{REDRAWS} damaged clips in a row in {reader.store.folder}: collect the dataset again")
 

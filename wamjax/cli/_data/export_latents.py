@@ -19,7 +19,6 @@ HELP = "write encoded films as LingBot-VA reads them"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
     parser.add_argument("encoded", metavar="ENCODED", help="folder of `wamjax data encode`, of a video model's films")
     parser.add_argument("out", metavar="OUT", help="dataset folder of LeRobot v2, with the same episodes, or a new one")
     parser.add_argument("--camera", default="", metavar="KEY", help="the camera there (observation.images.<its name>)")

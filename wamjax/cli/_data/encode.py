@@ -27,9 +27,8 @@ HELP = "run a policy's frozen networks over a dataset once, for trainings that r
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    from wamjax.cli.main import add_config_arguments
+    from wamjax.cli.main import add_config_arguments, add_process_arguments
 
-    parser.description, parser.formatter_class = __doc__, argparse.RawDescriptionHelpFormatter
     add_config_arguments(parser)
     parser.add_argument("--data", required=True, metavar="DIR", help="dataset folder, of the native kind")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; what is in it already is kept")
@@ -42,10 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--shard", type=int, default=256, metavar="N", help="samples per file (256)")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="samples that a device encodes at once (1)")
-    several = parser.add_argument_group("several processes", "found by themselves on TPU pods, GKE and SLURM")
-    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens; the same for all")
-    several.add_argument("--processes", type=int, metavar="N", help="how many there are (1: this one alone)")
-    several.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
+    add_process_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
