@@ -19,8 +19,9 @@ from jaxtyping import Array
 
 from wamjax.data.encode import Encoder
 from wamjax.data.latents import Leaf
-from wamjax.policies.contract import Batch, Draws, Encoded, Params, Pass
+from wamjax.policies.contract import Batch, Encoded, Params
 from wamjax.sharding.mesh import OnMesh, to_devices
+from wamjax.training.cached import Cached
 from wamjax.training.checkpoint import fingerprint
 from wamjax.training.step import Learner
 
@@ -105,36 +106,18 @@ def encoder(
 
 
 @dataclasses.dataclass(frozen=True)
-class Precomputed:
-    """A policy whose batches are encoded already; see `Policy` for the methods.
+class Precomputed(Cached):
+    """A policy whose batches are read from a cache of encoded samples.
 
     Attributes:
-        policy: the policy. leaves: what batches have.
+        leaves: what they have.
     """
 
-    policy: Learner
     leaves: Mapping[str, Leaf]
 
-    def init(self, key: Array) -> Params:
-        """The policy's."""
-        return self.policy.init(key)
-
     def encode(self, frozen: Params, key: Array | None, batch: Batch) -> Encoded:
-        """The batch itself, in the numbers that the policy's own networks give."""
-        del frozen, key
+        """The batch itself, in the kinds of numbers that the policy's own networks give."""
         return {name: batch[name].astype(leaf.dtype) for name, leaf in self.leaves.items()}
-
-    def draw(self, key: Array, encoded: Encoded) -> Draws:
-        """The policy's."""
-        return self.policy.draw(key, encoded)
-
-    def loss(self, params: Params, frozen: Params, encoded: Encoded, draws: Draws) -> dict[str, tuple[Array, Array]]:
-        """The policy's."""
-        return self.policy.loss(params, frozen, encoded, draws)
-
-    def passes(self, mode: str) -> list[Pass]:
-        """The policy's."""
-        return self.policy.passes(mode)
 
 
 def _traced(policy: Learner, frozen: Params, batch: Shapes, key: Any) -> tuple[Any, dict[str, set[str]]]:
