@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import math
+import socket
 import subprocess
 import sys
 import time
@@ -198,6 +200,22 @@ def test_what_depends_on_what_is_read_off_the_program(fed):
 
 
 @pytest.mark.parametrize(
+    ("config", "frame", "once", "each"),
+    [
+        ("dreamzero_14b_droid", "180x320", {"text"}, 2_952_204),
+        ("wan_14b_720p", "720x1280", {"text"}, 9_676_800),
+    ],
+)
+def test_full_size_policies_are_cached_as_plans_assume(config, frame, once, each):
+    """Traced only: what is made per prompt, and the bytes of everything else, per sample."""
+    sketch = _experiment.sketch(_experiment.load(f"configs/{config}.py"), frame)
+    kept = Making.of(sketch.policy, sketch.frozen, sketch.batch).kept("bfloat16")
+    assert {name for name, leaf in kept.items() if leaf.prompt} == once
+    sizes = [math.prod(leaf.shape) * np.dtype(leaf.kept).itemsize for leaf in kept.values() if not leaf.prompt]
+    assert sum(sizes) == each
+
+
+@pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (("policy.recipe.fps=20.0",), "encoded with policy.recipe.fps 10.0, which is 20.0 here"),
@@ -285,6 +303,20 @@ def test_ten_kills_of_the_verb_change_nothing(data, configs, tmp_path):
     assert process.returncode == 0
     assert contents(out) == whole
     assert len(whole) // 2 - 1 <= len(again) <= len(whole) // 2 + 10
+
+
+@pytest.mark.slow
+def test_two_processes_write_what_one_does(data, configs, tmp_path):
+    """They find each other as those of a pod do, and each encodes every other shard."""
+    verb = ["-m", "wamjax.cli.main", "data", "encode", "--config", configs["wan"], "--data", str(data), "--shard", "8"]
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    several = ["--out", str(tmp_path / "two"), "--coordinator", f"localhost:{port}", "--processes", "2", "--process"]
+    running = [subprocess.Popen([sys.executable, *verb, *several, str(i)]) for i in range(2)]
+    assert [process.wait(timeout=300) for process in running] == [0, 0]
+    assert subprocess.run([sys.executable, *verb, "--out", str(tmp_path / "one")]).returncode == 0
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
 
 
 def contents(folder: Path) -> dict[str, bytes]:
