@@ -1,6 +1,8 @@
 """Conversions by several processes and by Apache Beam: the bytes of one that a single process wrote."""
 
+import functools
 import json
+import pickle
 import shutil
 import sys
 from pathlib import Path
@@ -53,8 +55,7 @@ def test_a_worker_s_shard_written_twice_is_the_same(single: Path, tmp_path: Path
     source = open_source(SAMPLES / "lerobot21")
     (out := tmp_path / "out").mkdir()
     writer = convert.Writer(str(out), "train", convert._first_schema(source))
-    worker = fleet.Worker(lambda: source, writer)
-    fleet._opened.clear()
+    worker = fleet.Worker(pickle.dumps(functools.partial(open_source, SAMPLES / "lerobot21")), writer)
     for _ in range(2):
         worker(convert.Part("part-000001", 1, 2))
         for suffix in (".json", ".array_record"):
@@ -62,7 +63,6 @@ def test_a_worker_s_shard_written_twice_is_the_same(single: Path, tmp_path: Path
             assert (out / name).read_bytes() == (single / name).read_bytes()
     worker(convert.Part("part/bad", 1, 2))
     assert sorted(path.name for path in out.iterdir()) == ["train-part-000001.array_record", "train-part-000001.json"]
-    fleet._opened.clear()
 
 
 def test_a_shard_that_nobody_wrote_is_one_line(tmp_path: Path) -> None:

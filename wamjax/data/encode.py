@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from wamjax.config import flat
 from wamjax.data.episode import BadEpisode
 from wamjax.data.files import replacing, sha256, write_json, write_sealed
 from wamjax.data.latents import (
@@ -97,10 +98,10 @@ def begin(job: Job) -> None:
     """
     file = job.folder / BEGUN
     if file.exists():
-        begun = read_json(Place.of(file))
-        other = sorted(key for key in begun | job.made_of if begun.get(key) != job.made_of.get(key))
+        then, now = flat(read_json(Place.of(file))), flat(job.made_of)
+        other = sorted(key for key in then | now if then.get(key) != now.get(key))
         if other:
-            told = "; ".join(f"{key} {_short(begun.get(key))}, now {_short(job.made_of.get(key))}" for key in other)
+            told = "; ".join(f"{key} {then.get(key)!s:.80}, now {now.get(key)!s:.80}" for key in other)
             raise UserError(f"{job.folder} was begun with {told}: delete it or encode to elsewhere")
     elif job.folder.exists() and any(job.folder.iterdir()):
         raise UserError(f"{job.folder} holds something else already: encode to elsewhere")
@@ -129,7 +130,7 @@ def encode_samples(
 def encode_prompts(job: Job, encoder: Encoder, process: int = 0, processes: int = 1) -> None:
     """Writes this process's files of prompts, but for those that are finished; all samples must be encoded."""
     split, *_ = job.readers
-    empty = prompt_key(encoder.identity, tokenizer(job.readers[split])(""))  # what guidance leads away from, often
+    empty = prompt_key(encoder.identity, job.readers[split].tokenize(""))  # what guidance leads away from, often
     texts = {empty: (split, "")}  # by key: a split and an instruction
     for split, name, _ in job.shards():
         told = describe(shard_path(job.folder, split, name)) or {}
@@ -140,7 +141,7 @@ def encode_prompts(job: Job, encoder: Encoder, process: int = 0, processes: int 
         path = job.folder / f"{TEXTS}-{number * encoder.batch:09d}.safetensors"
         if describe(path) is None:
             _log.info("encoding %s", path.name)
-            tokens = {key: tokenizer(job.readers[texts[key][0]])(texts[key][1]) for key in group}
+            tokens = {key: job.readers[texts[key][0]].tokenize(texts[key][1]) for key in group}
             _write_prompts(path, tokens, {key: texts[key][1] for key in group}, encoder)
 
 
@@ -174,12 +175,6 @@ def finish(job: Job, encoder: Encoder) -> dict[str, Any]:
     return content
 
 
-def tokenizer(reader: EpisodeReader) -> Callable[[str], np.ndarray]:
-    """What a reader makes of instructions."""
-    found: Any = reader
-    return found.tokenize
-
-
 def _fill(
     write: Callable[[bytes], None], reader: EpisodeReader, numbers: Sequence[int], encoder: Encoder
 ) -> dict[str, Any]:
@@ -191,7 +186,7 @@ def _fill(
             told["damaged"] += 1
             write(pack_damaged(sample.number, sample.place, str(sample.content)))
             continue
-        keys = [prompt_key(encoder.identity, tokenizer(reader)(text)) for text in sample.instructions]
+        keys = [prompt_key(encoder.identity, reader.tokenize(text)) for text in sample.instructions]
         prompts |= zip(keys, sample.instructions, strict=True)
         write(pack_sample(sample.number, sample.place, keys, leaves))
     return told | {"prompts": dict(sorted(prompts.items()))}
@@ -285,7 +280,3 @@ def _finished(path: Path) -> dict[str, Any]:
     if told is None:
         raise UserError(f"{path} is not encoded yet: run the same command again to go on")
     return told
-
-
-def _short(value: Any) -> str:
-    return f"{value!s:.80}"

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import logging
 import multiprocessing
+import pickle
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -17,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wamjax.data.convert import Part, Writer
+from wamjax.data.convert import Part, Run, Writer
 from wamjax.data.readers import Source
 from wamjax.errors import UserError
 
@@ -26,16 +28,16 @@ APART = ".apart-"
 """How folders begin in which workers write shards, inside the store."""
 
 _log = logging.getLogger(__name__)
-_opened: dict[str, Source] = {}
 
 
-def in_processes(open_source: Open, count: int, done: Callable[[int], None]) -> Callable[..., None]:
-    """A `convert.Run` by so many processes; `done` hears of the episodes of each shard. `open_source` is picklable."""
+def in_processes(open_source: Open, count: int, done: Callable[[int], None]) -> Run:
+    """By so many processes; `done` hears of the episodes of each shard. `open_source` is picklable."""
+    recipe = pickle.dumps(open_source)
 
     def run(source: Source, writer: Writer, parts: Sequence[Part]) -> None:
         context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(min(count, len(parts)), context, _open, (open_source,)) as pool:
-            written = [pool.submit(_write, writer, part) for part in parts]
+        with concurrent.futures.ProcessPoolExecutor(min(count, len(parts)), context) as pool:
+            written = [pool.submit(_write, recipe, writer, part) for part in parts]
             try:
                 for one in concurrent.futures.as_completed(written):
                     part = one.result()
@@ -47,8 +49,8 @@ def in_processes(open_source: Open, count: int, done: Callable[[int], None]) -> 
     return run
 
 
-def on_beam(open_source: Open, flags: Sequence[str]) -> Callable[..., None]:
-    """A `convert.Run` by Beam's workers, which all see the store's folder under its path.
+def on_beam(open_source: Open, flags: Sequence[str]) -> Run:
+    """By Beam's workers, which all see the store's folder under its path.
 
     Args:
         open_source: opens the source; pickled to workers, where wamjax is installed.
@@ -57,7 +59,7 @@ def on_beam(open_source: Open, flags: Sequence[str]) -> Callable[..., None]:
     Raises:
         UserError: Beam is not installed.
     """
-    beam = _beam()
+    beam, recipe = _beam(), pickle.dumps(open_source)
 
     def run(source: Source, writer: Writer, parts: Sequence[Part]) -> None:
         (Path(writer.destination) / "dataset.json").unlink(missing_ok=True)
@@ -67,7 +69,7 @@ def on_beam(open_source: Open, flags: Sequence[str]) -> Callable[..., None]:
                 pipeline
                 | "shards" >> beam.Create(list(parts))
                 | "spread" >> beam.Reshuffle()
-                | "write" >> beam.Map(Worker(open_source, writer))
+                | "write" >> beam.Map(Worker(recipe, writer))
             )
         for leftover in Path(writer.destination).glob(f"{APART}*"):
             shutil.rmtree(leftover, ignore_errors=True)
@@ -77,18 +79,21 @@ def on_beam(open_source: Open, flags: Sequence[str]) -> Callable[..., None]:
 
 @dataclass(frozen=True)
 class Worker:
-    """What a worker of Beam does with a shard; the same one may be given to two workers at once, or again."""
+    """What a worker of Beam does with a shard; the same one may be given to two workers at once, or again.
 
-    open_source: Open
+    Attributes:
+        recipe: the pickled function that opens the source. writer: of the conversion.
+    """
+
+    recipe: bytes
     writer: Writer
 
     def __call__(self, part: Part) -> None:
         """Writes a shard in a folder of its own, then brings it where it belongs, its description last."""
         place = Path(self.writer.destination)
-        source = _opened.get("") or _opened.setdefault("", self.open_source())
         apart = Path(tempfile.mkdtemp(prefix=APART, dir=place))
         try:
-            dataclasses.replace(self.writer, destination=str(apart))(source, part)
+            dataclasses.replace(self.writer, destination=str(apart))(_source(self.recipe), part)
             for file in sorted(apart.iterdir(), key=lambda file: file.suffix == ".json"):
                 file.replace(place / file.name)
         except UserError as error:  # trying again would not help; what is missing is noticed at the end
@@ -97,13 +102,16 @@ class Worker:
             shutil.rmtree(apart, ignore_errors=True)
 
 
-def _open(open_source: Open) -> None:
-    _opened[""] = open_source()
-
-
-def _write(writer: Writer, part: Part) -> Part:
-    writer(_opened[""], part)
+def _write(recipe: bytes, writer: Writer, part: Part) -> Part:
+    writer(_source(recipe), part)
     return part
+
+
+@functools.lru_cache(maxsize=1)
+def _source(recipe: bytes) -> Source:
+    """The source, opened once by each process."""
+    found: Source = pickle.loads(recipe)()
+    return found
 
 
 def _beam() -> Any:

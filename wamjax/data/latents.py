@@ -155,17 +155,17 @@ class Encoded:
 
     @property
     def dataset(self) -> Path:
-        """Where the dataset lies that was encoded: as it was given, seen from here or from the cache's folder.
+        """Where the dataset lies that was encoded: where it was then, or beside the cache.
 
         Raises:
             UserError: at neither.
         """
-        for place in (Path(self._dataset), self.folder / self._dataset):
+        for place in (Path(self._dataset), self.folder.parent / Path(self._dataset).name):
             if (place / "dataset.json").exists():
                 return place
         raise UserError(
-            f"{self.folder} was made of the dataset {self._dataset}, which is not there: its statistics are needed, "
-            "put it back, or start where that path leads to it"
+            f"{self.folder} was made of the dataset {self._dataset}, which is not there, and whose statistics are needed: "
+            "put it back, or beside the encoding"
         )
 
     def records(self, split: str) -> Records:

@@ -51,6 +51,7 @@ class Making:
     @classmethod
     def of(cls, policy: Learner, frozen: Params, batch: Shapes) -> Making:
         """Traces a policy; `frozen` may be shapes."""
+        frozen = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), frozen)
         weights = _by_path(frozen)
         made, needs = _traced(policy, frozen, batch, None)
         drawn = set[str]().union(*_traced(policy, frozen, batch, jax.random.key(0))[1].values())
@@ -88,17 +89,17 @@ def encoder(
     leaves = making.kept(dtype)
 
     def make(prompts: bool) -> OnMesh:
-        def run(frozen: Params, batch: Batch) -> Encoded:
-            made = policy.encode(frozen, None, batch)
+        def run(frozen: Params, given: Batch) -> Encoded:
+            blank = {name: jnp.zeros((rows, *shape.shape[1:]), shape.dtype) for name, shape in batch.items()}
+            made = policy.encode(frozen, None, blank | given)  # what is not asked for is not computed
             return {name: made[name].astype(leaf.kept) for name, leaf in leaves.items() if leaf.prompt == prompts}
 
         return OnMesh(mesh, jax.jit(run))
 
     samples, prompts = make(prompts=False), make(prompts=True)
-    blank = {name: np.zeros((rows, *shape.shape[1:]), shape.dtype) for name, shape in batch.items()}
     return Encoder(
         samples=lambda batch: samples(frozen, to_devices(batch, mesh)) if batch else {},
-        prompts=lambda tokens: prompts(frozen, to_devices(blank | {SAID: tokens}, mesh)),
+        prompts=lambda tokens: prompts(frozen, to_devices({SAID: tokens}, mesh)),
         leaves=leaves,
         batch=rows,
         identity=f"{read_fingerprint(frozen, making.said)}:{dtype}",

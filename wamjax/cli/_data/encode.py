@@ -26,7 +26,7 @@ HELP = "run a policy's frozen networks over a dataset once, for trainings that r
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options."""
+    """Declares its options."""
     from wamjax.cli.main import add_config_arguments, add_process_arguments
 
     add_config_arguments(parser)
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs the subcommand."""
+    """Runs it."""
     from wamjax.cli.main import report
     from wamjax.errors import UserError
     from wamjax.sharding import processes
@@ -85,7 +85,7 @@ def prepare(args: argparse.Namespace) -> tuple[Job, Encoder]:
     batch = {name: [x.dtype.name, list(x.shape)] for name, x in _first(readers["train"]).items()}
     making = precomputed.Making.of(policy, frozen, _encoded.shapes(batch))
     if making.draws:
-        processes.say("what the policy draws anew in every step (augmentation) is left out: it cannot be encoded")
+        processes.say(_encoded.LEFT_OUT)
     rows = args.batch * len(jax.local_devices())
     made_of = {
         "dataset": store.fingerprint,

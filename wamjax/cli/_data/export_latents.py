@@ -18,7 +18,7 @@ HELP = "write encoded films as LingBot-VA reads them"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declares the options."""
+    """Declares its options."""
     parser.add_argument("encoded", metavar="ENCODED", help="folder of `wamjax data encode`, of a video model's films")
     parser.add_argument("out", metavar="OUT", help="dataset folder of LeRobot v2, with the same episodes, or a new one")
     parser.add_argument("--camera", default="", metavar="KEY", help="the camera there (observation.images.<its name>)")
@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs the subcommand."""
+    """Runs it."""
     from wamjax.data.latents import Encoded
     from wamjax.interop.lingbot_latents import export_latents
 
