@@ -91,7 +91,7 @@ def encoder(
     def make(prompts: bool) -> OnMesh:
         def run(frozen: Params, given: Batch) -> Encoded:
             blank = {name: jnp.zeros((rows, *shape.shape[1:]), shape.dtype) for name, shape in batch.items()}
-            made = policy.encode(frozen, None, blank | given)  # what is not asked for is not computed
+            made = policy.encode(frozen, None, {**blank, **given})  # what is not asked for is not computed
             return {name: made[name].astype(leaf.kept) for name, leaf in leaves.items() if leaf.prompt == prompts}
 
         return OnMesh(mesh, jax.jit(run))
