@@ -164,7 +164,7 @@ class Encoded:
             if (place / "dataset.json").exists():
                 return place
         raise UserError(
-            f"{self.folder} was made of the dataset {self._dataset}, whose statistics are needed and which is not there: "
+            f"{self.folder} was made of {self._dataset}, whose statistics are needed and which is not there: "
             "put it back, or beside the encoding"
         )
 
