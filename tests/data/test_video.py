@@ -40,6 +40,20 @@ def test_frames_at_indices_are_those_of_the_whole(size: tuple[int, int], frames:
     assert decode(video, []).shape == (0, *size, 3)
 
 
+@pytest.mark.parametrize(("size", "layout"), [((48, 64), "yuv420p"), ((33, 47), "yuv444p")])
+def test_fast_videos_have_no_arithmetic_coding_and_nearly_the_quality(size: tuple[int, int], layout: str) -> None:
+    grey = np.linspace(0, 255, size[1])[None, None, :, None] + 4 * np.arange(20)[:, None, None, None]
+    frames = np.broadcast_to(grey.clip(0, 255), (20, *size, 3)).astype(np.uint8)
+    usual, fast = encode(frames, 15.0), encode(frames, 15.0, fast=True)
+    with av.open(io.BytesIO(fast.data)) as container:
+        context = container.streams.video[0].codec_context
+        assert context.pix_fmt == layout
+        settings = next(container.demux(video=0))
+        assert b"cabac=0" in bytes(settings)
+        assert b"deblock=0" in bytes(settings)
+    assert psnr(decode(fast), frames) > psnr(decode(usual), frames) - 3
+
+
 def test_colours_survive() -> None:
     for colour in ([255, 0, 0], [0, 255, 0], [0, 0, 255], [200, 30, 90], [0, 0, 0], [255, 255, 255]):
         frames = np.broadcast_to(np.array(colour, np.uint8), (3, 32, 32, 3))
