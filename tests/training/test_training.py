@@ -76,7 +76,7 @@ def test_a_run_leaves_what_later_stages_read(undisturbed):
     meta = Checkpoints(undisturbed).meta(8)
     assert meta["data"] == {"next_step": 8, "next_batch": 8}
     assert meta["config"] == json.loads((undisturbed / "config.json").read_text())
-    assert set(meta["source"]) == {"dataset", "frozen"}
+    assert set(meta["source"]) == {"dataset", "data", "frozen"}
 
 
 def test_a_run_interrupted_by_an_error_goes_on_to_the_same_bits(dataset, undisturbed, tmp_path, monkeypatch):
