@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from wamjax.data import statistics
 from wamjax.data.embodiments import Embodiment, Field
 from wamjax.errors import UserError
 
@@ -141,7 +142,7 @@ def dataset_statistics(store: Dataset, embodiment: Embodiment) -> Statistics:
         for field in fields:
             if field.name not in known:
                 raise UserError(f"no step field '{field.name}' in {store.folder}: choose another embodiment")
-            parts[part][field.key] = {name: known[field.name][name] for name in _NAMES}
+            parts[part][field.key] = {name: known[field.name][name] for name in statistics.NAMES}
     parts["action"] |= relative_statistics(store, embodiment)
     return parts
 
@@ -150,54 +151,33 @@ def relative_statistics(store: Dataset, embodiment: Embodiment) -> dict[str, dic
     """Statistics of the relative actions: key -> {"max", "min", "mean", "std", "q01", "q99": one value per number}.
 
     action[i + k] - state[i], pooled over all k of a chunk and all steps i at which a whole chunk starts, of at most
-    `EPISODES` episodes. Needs 8 bytes for every state and action number of these episodes, and twice
-    8 * actions_per_chunk bytes per step while a number is described.
+    `EPISODES` episodes.
     """
     chosen = np.arange(len(store))
     if len(chosen) > EPISODES:
         chosen = np.random.default_rng(SEED).choice(len(chosen), EPISODES, replace=False)
     fields = [field for field in embodiment.action if field.relative]
     states = {field.key: field.name for field in embodiment.state}
-    names = {name for field in fields for name in (field.name, states[field.key])}
-    episodes = []
+    horizon = embodiment.actions_per_chunk
+    count = int(np.maximum(store.lengths[chosen] - horizon + 1, 0).sum()) * horizon
+    if fields and not count:
+        raise UserError(f"no episode in {store.folder} has {horizon} steps, the length of a chunk: collect longer ones")
+    found = {field.key: statistics.Summary.of(count, field.size) for field in fields}
     for index in chosen.tolist() if fields else ():
         steps = store[index].steps
-        episodes.append({name: steps[name].reshape(len(steps[name]), -1).astype(np.float64) for name in names})
-    horizon = embodiment.actions_per_chunk
-    if fields and all(len(episode[fields[0].name]) < horizon for episode in episodes):
-        raise UserError(f"no episode in {store.folder} has {horizon} steps, the length of a chunk: collect longer ones")
-    return {
-        field.key: _columns(
-            [
-                _describe([_differences(e[field.name][:, i], e[states[field.key]][:, i], horizon) for e in episodes])
-                for i in range(field.size)
-            ]
-        )
-        for field in fields
-    }
+        for field in fields:
+            found[field.key].add(_differences(steps[field.name], steps[states[field.key]], horizon))
+    return {key: summary.result() for key, summary in found.items()}
 
 
-_NAMES: dict[str, Any] = {"max": np.max, "min": np.min, "mean": np.mean, "std": np.std, "q01": 0.01, "q99": 0.99}
-
-
-def _differences(action: np.ndarray, state: np.ndarray, horizon: int) -> np.ndarray:
-    """action[i + k] - state[i] of one number, (starts, horizon)."""
-    if len(action) < horizon:
-        return np.empty((0, horizon))
-    windows = np.lib.stride_tricks.sliding_window_view(action, horizon)
-    return windows - state[: len(windows), None]
-
-
-def _describe(parts: Sequence[np.ndarray]) -> dict[str, float]:
-    """Statistics of all values of all parts."""
-    values = np.concatenate([part.ravel() for part in parts])
-    return {
-        name: float(np.quantile(values, how) if isinstance(how, float) else how(values)) for name, how in _NAMES.items()
-    }
-
-
-def _columns(rows: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
-    return {name: [row[name] for row in rows] for name in _NAMES}
+def _differences(action: np.ndarray, state: np.ndarray, horizon: int) -> Float[np.ndarray, "n a"]:
+    """action[i + k] - state[i] for all starts i and all k < horizon."""
+    action, state = (values.reshape(len(values), -1).astype(np.float64) for values in (action, state))
+    starts = len(action) - horizon + 1
+    if starts < 1:
+        return np.empty((0, action.shape[1]))
+    windows = np.lib.stride_tricks.sliding_window_view(action, horizon, axis=0)  # (starts, a, horizon)
+    return np.moveaxis(windows - state[:starts, :, None], 1, 2).reshape(-1, action.shape[1])
 
 
 def _bounds(part: str, fields: Sequence[Field], statistics: Mapping[str, Any]) -> Bounds:

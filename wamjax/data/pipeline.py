@@ -23,7 +23,7 @@ import numpy as np
 
 from wamjax.data.episode import BadEpisode
 from wamjax.data.mixture import Dataset, parts
-from wamjax.data.samples import EVERYTHING, Batch, EpisodeReader, Remembered, Source, Tokenize, alike
+from wamjax.data.samples import EVERYTHING, Batch, EpisodeReader, Reader, Remembered, Source, Tokenize, alike
 from wamjax.data.sampling import Order
 from wamjax.data.selection import Selection
 from wamjax.data.store import EpisodeStore
@@ -121,7 +121,7 @@ class Bucket:
         share: of all steps, so many are of this bucket, in proportion to the others.
     """
 
-    readers: tuple[EpisodeReader, ...]
+    readers: tuple[Reader, ...]
     weights: tuple[float, ...] = (1.0,)
     share: float = 1.0
 
@@ -129,7 +129,7 @@ class Bucket:
     def of(
         cls,
         store: Dataset,
-        reader: Callable[[EpisodeStore, int], EpisodeReader],
+        reader: Callable[[EpisodeStore, int], Reader],
         cache_bytes: int = CACHE_BYTES,
         share: float = 1.0,
     ) -> "Bucket":

@@ -38,6 +38,9 @@ from wamjax.training.watch import Notice, Profiler, WatchConfig, Watchdog
 Batches = Callable[[int, Sequence[int]], Iterator[dict[str, np.ndarray]]]
 """(number of the first batch, rows of this process) -> endless batches, with what `ON_HOST` names."""
 
+Initial = Callable[[], Params | None]
+"""Makes parameters to begin with; None: the policy's own."""
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
@@ -94,7 +97,7 @@ def train(
     validation: Batches | None,
     run: Path,
     meta: dict[str, Any],
-    initial: Params | None = None,
+    initial: Initial = lambda: None,
     clock: Clock | None = None,
 ) -> dict[str, Any] | None:
     """Trains until `config.steps`, going on from the run folder's newest checkpoint.
@@ -105,7 +108,7 @@ def train(
         batches, validation: loaders.
         run: folder for checkpoints and metrics.
         meta: stored with every checkpoint.
-        initial: parameters to begin with, for instance imported ones; their arrays are used up. None: the policy's.
+        initial: makes the parameters to begin with, which are used up; a run that goes on does not ask, without LoRA.
         clock: of this process; default: one that starts now.
 
     Returns:
@@ -116,7 +119,7 @@ def train(
     """
     clock = clock or Clock()
     policy = augmented(in_eight_bits(policy, config.products), config.augment)
-    policy, initial, frozen = adapt(policy, initial, frozen, config.lora, config.seed)
+    policy, initial, frozen = _adapted(policy, initial, frozen, config)
     frozen = place(frozen, shardings(frozen, rules, mesh))
     made = _make(policy, config, mesh, rules, initial, batches, validation, run, clock)
     checkpoints, watch, rewinds = made.checkpoints, config.watch, config.guard.on_bad_step == "rewind"
@@ -165,6 +168,14 @@ def train(
     return lineage.summary(state) if ended else None
 
 
+def _adapted(policy: Learner, initial: Initial, frozen: Params, config: TrainConfig) -> tuple[Learner, Initial, Params]:
+    """`adapt`, which has to know the first parameters only where there are adapters."""
+    if config.lora is None:
+        return policy, initial, frozen
+    policy, params, frozen = adapt(policy, initial(), frozen, config.lora, config.seed)
+    return policy, lambda: params, frozen
+
+
 @dataclasses.dataclass(frozen=True)
 class _Made:
     """What a run is made of, wherever it goes on.
@@ -188,7 +199,7 @@ def _make(
     config: TrainConfig,
     mesh: Mesh,
     rules: Rules,
-    initial: Params | None,
+    initial: Initial,
     batches: Batches,
     validation: Batches | None,
     run: Path,
@@ -200,13 +211,18 @@ def _make(
     rows = process_rows(config.batch_size, mesh, config.portions)
     checkpoints = Checkpoints(run, config.keep, config.keep_every)
     rates = Rates(policy, config.batch_size, config.optimizer, config.steps)
-    initial = place(initial, shardings(initial, rules, mesh))
+
+    def create() -> TrainState:
+        params = initial()
+        params = place(params, shardings(params, rules, mesh))
+        return init_state(policy, optimizer, ema, seed, mesh, rules, params, guard)
+
     return _Made(
         checkpoints=checkpoints,
         step=make_step(policy, optimizer, ema, seed, mesh, abstract, config.portions, guard.spike),
         validate=_validator(policy, config, mesh, validation, rows),
         abstract=abstract,
-        create=functools.partial(init_state, policy, optimizer, ema, seed, mesh, rules, initial, guard),
+        create=create,
         follow=functools.partial(
             Lineage,
             run,
