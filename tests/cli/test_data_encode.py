@@ -248,6 +248,16 @@ def test_other_data_and_other_frozen_parameters_are_one_line(configs, encoded, d
         cache.made_of[key] = was
 
 
+def test_inspect_tells_what_is_there(encoded, capsys):
+    assert main(["data", "inspect", str(encoded["wan"]), "--verify"]) == 0
+    text = capsys.readouterr().out
+    assert "samples at every 1. step" in text
+    assert "prompt      text float32 [1, 16]" in text
+    assert "sample      video float32 [2, 4, 4, 12]" in text
+    assert "prompts     4" in text
+    assert "split       validation: 6 samples" in text
+
+
 def test_mistakes_are_one_line(configs, encoded, data, tmp_path, capsys):
     command = ["data", "encode", "--config", configs["wan"], "--data", str(data)]
     assert main([*command, "--out", str(encoded["wan"]), "--dtype", "bfloat16"]) == 2
@@ -255,6 +265,8 @@ def test_mistakes_are_one_line(configs, encoded, data, tmp_path, capsys):
     assert main([*command, "--out", str(data)]) == 2
     assert "holds something else" in capsys.readouterr().err
     assert main([*command, "--out", str(tmp_path / "x"), "--stride", "0"]) == 2
+    assert main(["data", "quality", str(encoded["wan"])]) == 2
+    assert "holds encoded samples" in capsys.readouterr().err
     assert main(["train", "--config", configs["wan"], "--data", str(encoded["wan"]), "--data", str(data)]) == 2
     assert not (tmp_path / "x").exists()
 

@@ -11,8 +11,9 @@ import jax
 import numpy as np
 
 from wamjax import config as configuration
-from wamjax.data.latents import BEGUN, Encoded, EncodedReader
+from wamjax.data.latents import Encoded, EncodedReader
 from wamjax.data.pipeline import Bucket, stream
+from wamjax.data.records import BEGUN
 from wamjax.errors import UserError
 from wamjax.sharding import processes
 from wamjax.training.precomputed import Making, Precomputed, Shapes, read_fingerprint

@@ -25,7 +25,6 @@ from wamjax.config import flat
 from wamjax.data.episode import BadEpisode
 from wamjax.data.files import replacing, sha256, write_json, write_sealed
 from wamjax.data.latents import (
-    BEGUN,
     ENCODED,
     FORMAT,
     TEXTS,
@@ -36,7 +35,7 @@ from wamjax.data.latents import (
     prompt_key,
     text_key,
 )
-from wamjax.data.records import describe, shard_path, write_shard
+from wamjax.data.records import BEGUN, describe, shard_path, write_shard
 from wamjax.data.samples import Batch, EpisodeReader, Source
 from wamjax.data.storage import Place, read_json
 from wamjax.errors import UserError

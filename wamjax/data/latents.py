@@ -31,7 +31,7 @@ from wamjax.data.selection import Runs
 from wamjax.errors import UserError
 
 FORMAT = 1
-BEGUN, ENCODED = "encoding.json", "encoded.json"
+ENCODED = "encoded.json"
 TEXTS = "texts"
 PROMPTS_KEPT = 512  # features of so many prompts stay in memory
 _DAMAGE = (ValueError, TypeError, KeyError, msgpack.UnpackException)

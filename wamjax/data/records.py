@@ -21,6 +21,8 @@ from wamjax.errors import UserError
 PathLike = str | os.PathLike[str]
 
 SHARD_SUFFIX = ".array_record"
+BEGUN = "encoding.json"
+"""In folders of encoded samples (`latents.py`) from the beginning: what they are made of. Datasets have none."""
 _WRITE_OPTIONS = "group_size:1,uncompressed"  # videos and latents, most of the bytes, would not become smaller
 _READ_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # what ArrayRecord recommends for random access
 

@@ -21,7 +21,7 @@ import numpy as np
 from wamjax.data import records, statistics
 from wamjax.data.episode import JSON, BadEpisode, Episode, pack, unpack
 from wamjax.data.files import PARTIAL, read_sealed, sha256, write_sealed
-from wamjax.data.records import SHARD_SUFFIX, PathLike, describe, shard_path
+from wamjax.data.records import BEGUN, SHARD_SUFFIX, PathLike, describe, shard_path
 from wamjax.errors import UserError
 
 STORE_FORMAT = 1
@@ -238,6 +238,8 @@ def schema(episode: Episode) -> dict[str, Any]:
 
 def _read_dataset(folder: Path) -> dict[str, Any]:
     path = folder / "dataset.json"
+    if (folder / BEGUN).exists():
+        raise UserError(f"{folder} holds encoded samples, which `wamjax train` alone reads: give the dataset")
     if not path.exists():
         started = next(folder.glob(f"*{SHARD_SUFFIX}*"), None) if folder.is_dir() else None
         state = "unfinished dataset" if started else "no dataset"

@@ -65,7 +65,7 @@ def prepare(args: argparse.Namespace) -> tuple[Job, Encoder]:
 
     from wamjax.cli import _encoded, _experiment
     from wamjax.data.encode import Job, begin
-    from wamjax.data.latents import BEGUN
+    from wamjax.data.records import BEGUN
     from wamjax.data.store import EpisodeStore
     from wamjax.sharding import processes
     from wamjax.sharding.mesh import MeshConfig, make_mesh, place, shardings

@@ -2,6 +2,7 @@
 
 wamjax data inspect runs/demo/data
 wamjax data inspect gs://bucket/droid_101/1.0.1
+wamjax data inspect runs/demo/encoded --verify
 """
 
 from __future__ import annotations
@@ -31,8 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Runs it."""
     from wamjax.data.readers import native
+    from wamjax.data.records import BEGUN
     from wamjax.data.storage import Place
 
+    if (Path(args.data) / BEGUN).exists():
+        _inspect_encoded(Path(args.data), args.verify)
+        return
     if args.format in (None, "native") and (place := Place.of(args.data)).is_local and native.recognises(place):
         _inspect_store(Path(place.path), args.verify)
         return
@@ -49,6 +54,21 @@ def run(args: argparse.Namespace) -> None:
         print(f"language    {text}")
     for name, value in episode.metadata.items():
         print(f"metadata    {name} {value}"[:120])
+
+
+def _inspect_encoded(folder: Path, verify: bool) -> None:
+    from wamjax.data.latents import Encoded
+
+    encoded = Encoded(folder)
+    if verify:
+        encoded.verify()
+    print(f"encoded     samples at every {encoded.made_of['stride']}. step, of dataset {encoded.made_of['dataset']}")
+    print(f"fingerprint {encoded.fingerprint}")
+    for name, leaf in encoded.leaves.items():
+        print(f"{'prompt' if leaf.prompt else 'sample':<11} {name} {leaf.kept} {list(leaf.shape)}")
+    print(f"prompts     {len(encoded.texts)}")
+    for split in encoded.splits:
+        print(f"split       {split}: {len(encoded.records(split))} samples")
 
 
 def _inspect_store(folder: Path, verify: bool) -> None:
