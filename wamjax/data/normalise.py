@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -19,6 +20,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from wamjax.data.embodiments import Embodiment, Field
+from wamjax.data.files import read_sealed, write_sealed
+from wamjax.data.statistics import EXACT, Pool
 from wamjax.errors import UserError
 
 if TYPE_CHECKING:
@@ -138,46 +141,84 @@ def dataset_statistics(store: EpisodeStore, embodiment: Embodiment) -> Statistic
     known: Mapping[str, Any] = store.statistics
     parts: Statistics = {"state": {}, "action": {}}
     for part, fields in (("state", embodiment.state), ("action", embodiment.action)):
+        _check_fields(store, fields)
         for field in fields:
-            if field.name not in known:
-                raise UserError(f"no step field '{field.name}' in {store.folder}: choose another embodiment")
             parts[part][field.key] = {name: known[field.name][name] for name in _NAMES}
     parts["action"] |= relative_statistics(store, embodiment)
     return parts
+
+
+def _check_fields(store: EpisodeStore, fields: Sequence[Field]) -> None:
+    for field in fields:
+        if field.name not in store.fields:
+            raise UserError(f"no step field '{field.name}' in {store.folder}: choose another embodiment")
 
 
 def relative_statistics(store: EpisodeStore, embodiment: Embodiment) -> dict[str, dict[str, list[float]]]:
     """Statistics of the relative actions: key -> {"max", "min", "mean", "std", "q01", "q99": one value per number}.
 
     action[i + k] - state[i], pooled over all k of a chunk and all steps i at which a whole chunk starts, of at most
-    `EPISODES` episodes. Needs 8 bytes for every state and action number of these episodes, and twice
-    8 * actions_per_chunk bytes per step while a number is described.
+    `EPISODES` episodes; read from the dataset where `keep_relative_statistics` left them. One pass; memory and
+    exactness are those of `wamjax.data.statistics`, with "rank_error" where quantiles are not exact.
+
+    Raises:
+        UserError: the store lacks a field, or no episode is as long as a chunk.
     """
+    fields = [field for field in embodiment.action if field.relative]
+    if not fields:
+        return {}
+    _check_fields(store, (*embodiment.state, *fields))
+    if (known := _kept(store, embodiment)) is not None:
+        return known
     chosen = np.arange(len(store))
     if len(chosen) > EPISODES:
         chosen = np.random.default_rng(SEED).choice(len(chosen), EPISODES, replace=False)
-    fields = [field for field in embodiment.action if field.relative]
-    states = {field.key: field.name for field in embodiment.state}
-    names = {name for field in fields for name in (field.name, states[field.key])}
-    episodes = []
-    for index in chosen.tolist() if fields else ():
+    states, horizon = {field.key: field.name for field in embodiment.state}, embodiment.actions_per_chunk
+    pools = {field.key: [Pool(1, EXACT // field.size) for _ in range(field.size)] for field in fields}
+    for index in chosen.tolist():
         steps = store[index].steps
-        episodes.append({name: steps[name].reshape(len(steps[name]), -1).astype(np.float64) for name in names})
-    horizon = embodiment.actions_per_chunk
-    if fields and all(len(episode[fields[0].name]) < horizon for episode in episodes):
+        for field in fields:
+            action, state = (
+                steps[name].reshape(len(steps[name]), -1).astype(np.float64) for name in (field.name, states[field.key])
+            )
+            for i, pool in enumerate(pools[field.key]):
+                pool.add(_differences(action[:, i], state[:, i], horizon).reshape(-1, 1))
+    if not pools[fields[0].key][0].count:
         raise UserError(f"no episode in {store.folder} has {horizon} steps, the length of a chunk: collect longer ones")
-    return {
-        field.key: _columns(
-            [
-                _describe([_differences(e[field.name][:, i], e[states[field.key]][:, i], horizon) for e in episodes])
-                for i in range(field.size)
-            ]
-        )
-        for field in fields
-    }
+    return {key: _columns([pool.describe() for pool in parts]) for key, parts in pools.items()}
 
 
-_NAMES: dict[str, Any] = {"max": np.max, "min": np.min, "mean": np.mean, "std": np.std, "q01": 0.01, "q99": 0.99}
+def keep_relative_statistics(store: EpisodeStore, embodiment: Embodiment) -> Path:
+    """Write the statistics of the robot's relative actions into the dataset's folder; returns the file."""
+    path = _relative_file(store, embodiment)
+    path.unlink(missing_ok=True)
+    found = relative_statistics(store, embodiment)
+    write_sealed(path, {"of": _relative_inputs(store, embodiment), "statistics": found})
+    return path
+
+
+def _kept(store: EpisodeStore, embodiment: Embodiment) -> dict[str, dict[str, list[float]]] | None:
+    """What `keep_relative_statistics` wrote for this very data and robot, or None."""
+    try:
+        found = read_sealed(_relative_file(store, embodiment))
+        return found["statistics"] if found["of"] == _relative_inputs(store, embodiment) else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _relative_file(store: EpisodeStore, embodiment: Embodiment) -> Path:
+    return store.folder / f"relative-{embodiment.name}.json"
+
+
+def _relative_inputs(store: EpisodeStore, embodiment: Embodiment) -> dict[str, Any]:
+    """All that statistics of relative actions depend on."""
+    states = {field.key: field.name for field in embodiment.state}
+    fields = [[field.name, states[field.key], field.size] for field in embodiment.action if field.relative]
+    shared = {"horizon": embodiment.actions_per_chunk, "episodes": EPISODES, "seed": SEED}
+    return {"fingerprint": store.fingerprint, "split": store.split, "fields": fields, **shared}
+
+
+_NAMES = ("max", "min", "mean", "std", "q01", "q99")
 
 
 def _differences(action: np.ndarray, state: np.ndarray, horizon: int) -> np.ndarray:
@@ -188,16 +229,11 @@ def _differences(action: np.ndarray, state: np.ndarray, horizon: int) -> np.ndar
     return windows - state[: len(windows), None]
 
 
-def _describe(parts: Sequence[np.ndarray]) -> dict[str, float]:
-    """Statistics of all values of all parts."""
-    values = np.concatenate([part.ravel() for part in parts])
-    return {
-        name: float(np.quantile(values, how) if isinstance(how, float) else how(values)) for name, how in _NAMES.items()
-    }
-
-
-def _columns(rows: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
-    return {name: [row[name] for row in rows] for name in _NAMES}
+def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Statistics of numbers, each described alone, as those of a vector."""
+    columns = {name: [row[name][0] for row in rows] for name in _NAMES}
+    errors = [row.get("rank_error", 0.0) for row in rows]
+    return columns | ({"rank_error": errors} if any(errors) else {})
 
 
 def _bounds(part: str, fields: Sequence[Field], statistics: Mapping[str, Any]) -> Bounds:
