@@ -37,7 +37,7 @@ def test_inspect_tells_what_is_there(folder: Path, capsys: pytest.CaptureFixture
 
 
 def test_only_some_tasks_are_listed(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
-    monkeypatch.setattr("wamjax.cli._data_inspect.LINES", 1)
+    monkeypatch.setattr("wamjax.cli._data.inspect.LINES", 1)
     assert main(["data", "inspect", str(folder)]) == 0
     text = capsys.readouterr().out
     assert "door: 2 episodes" in text

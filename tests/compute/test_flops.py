@@ -57,6 +57,8 @@ def test_cached_tokens_cost_nothing_and_passes_multiply():
     assert tail.attention == 4 * 256 * 64 * 160
     trained = of_passes([Pass(network(1), plan(True), 160, trained=True)])
     assert trained.total == pytest.approx(3 * whole.total)
+    through = of_passes([Pass(network(1), plan(True), 160, trained=True, through=True)])
+    assert (through.matmul, through.attention) == pytest.approx((2 * whole.matmul, 3 * whole.attention))
     assert of_passes([Pass(network(1), plan(True), 64, repeats=6)]).total == pytest.approx(6 * tail.total)
     assert Flops(1, 2, 3).total == 3
     assert Flops(1, 2, 3).executed == 4
@@ -73,6 +75,9 @@ def test_what_runs_has_recomputed_blocks_and_the_pairs_of_whole_blocks():
         found = executed_flops([Pass(model, short, 160, trained=True)], kernel_pairs)
         assert found.executed == pytest.approx(passes * once.executed)
         assert found.total == pytest.approx(passes * once.total)
+        through = executed_flops([Pass(model, short, 160, trained=True, through=True)], kernel_pairs)
+        assert through.matmul == pytest.approx((passes - 1) * once.matmul)
+        assert through.attention == pytest.approx(passes * once.attention)
 
 
 def test_parameters_are_counted_from_shapes():

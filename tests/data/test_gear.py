@@ -19,6 +19,7 @@ from wamjax.data.episode import BadEpisode, Episode
 from wamjax.data.gear import GearSource, checkpoint_statistics, open_dataset
 from wamjax.data.gear_export import checkpoint_metadata, export_dataset
 from wamjax.data.normalise import dataset_statistics, normalisation
+from wamjax.data.selection import Selection, kept
 from wamjax.data.store import EpisodeStore, finish, write_shard
 from wamjax.errors import UserError
 
@@ -282,12 +283,18 @@ def test_damaged_episodes_are_left_out(
     assert "\n" not in message
 
 
-def test_discarded_episodes_and_step_filters(gear: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_discarded_episodes_and_step_filters(gear: Path, tmp_path: Path) -> None:
     edit(gear / "meta/info.json", lambda c: c.update(discarded_episode_indices=[0, 2]))
-    (gear / "meta/step_filter.jsonl").write_text("")
-    with caplog.at_level(logging.WARNING):
-        assert list(open_dataset(gear).lengths) == [1, 3]
-    assert "step filter" in caplog.text
+    line = {"episode_index": 1, "step_indices": [3, 0, 1, 4, 5]}
+    (gear / "meta/step_filter.jsonl").write_text(json.dumps(line) + "\n")
+    dataset = open_dataset(gear)
+    assert list(dataset.lengths) == [1, 3]
+    convert.to_store(GearSource(dataset, ROBOT), tmp_path / "back")
+    back = EpisodeStore(tmp_path / "back")
+    assert [back.metadata(i).get("dropped_steps") for i in range(2)] == [[[0, 2], [3, 6]], None]
+    left = kept(back, Selection())
+    assert [left.locate(n)[1] for n in left.within(0)] == [2, *range(6, 12)]
+    assert len(kept(back, Selection(dropped=False))) == back.lengths.sum()
 
 
 def test_video_only(make_episode: Callable[..., Episode], gear: Path, tmp_path: Path) -> None:

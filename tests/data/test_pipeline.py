@@ -265,10 +265,10 @@ def test_each_episode_is_read_once_while_the_cache_has_room(folder: Path) -> Non
 
 
 def test_cache_stays_within_its_bounds(store: EpisodeStore) -> None:
-    from wamjax.data.pipeline import _ClipReader
+    from wamjax.data.pipeline import ClipReader
 
     bound = 20 * 2 * 32 * 32 * 3
-    reader = _ClipReader(store, CLIP, tokenize, bound)
+    reader = ClipReader(store, CLIP, tokenize, bound)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda number: reader.read(number % reader.clips, (0,)), range(4 * reader.clips)))
     held = sum(s.frames.nbytes + s.state.nbytes + s.actions.nbytes for s in reader._cache.values())

@@ -111,6 +111,25 @@ def test_a_small_run_is_planned(tmp_path):
 
 @pytest.mark.slow
 @needs_compiler
+def test_an_optimizer_on_hosts_leaves_room_on_chips(tmp_path):
+    here, _ = planned(tmp_path, *SMALL)
+    away, _ = planned(tmp_path, *SMALL, "--set", "train.optimizer.offload=True")
+    moments = 8 * here["parameters"] / 2  # two in float32, over two devices
+    assert here["memory"]["host"] == 0
+    assert away["memory"]["host"] == pytest.approx(moments, rel=0.1)
+    assert here["hbm_bytes"] - away["hbm_bytes"] > 0.7 * moments
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_products_in_8_bits_gather_bytes(tmp_path):
+    pytest.importorskip("qwix", reason="pip install 'wamjax[quant]'")
+    whole, bytewise = (planned(tmp_path, *SMALL, "--set", f"train.products='{kind}'")[0] for kind in ("", "int8"))
+    assert bytewise["collectives"]["all-gather"] < 0.8 * whole["collectives"]["all-gather"]
+
+
+@pytest.mark.slow
+@needs_compiler
 def test_a_search_prints_a_table_of_meshes_and_of_what_is_saved(tmp_path):
     _, said = planned(tmp_path, *SMALL, "--search", "2")
     rows = [line for line in said.splitlines() if line.startswith("| ")]

@@ -25,6 +25,12 @@ def test_one_axis_takes_what_is_left():
     assert dict(make_mesh(MeshConfig()).shape)["data"] == len(jax.devices())
 
 
+def test_the_size_that_is_left_is_told_for_any_number_of_devices():
+    assert MeshConfig(replica=2, fsdp=4, context=2).over(64) == MeshConfig(2, 4, 4, 1, 2, 1)
+    with pytest.raises(UserError, match="does not fit 60 devices"):
+        MeshConfig(fsdp=8).over(60)
+
+
 @pytest.mark.parametrize("sizes", [{"data": 3}, {"data": -1, "fsdp": -1}, {"data": 0}, {"tensor": 7}])
 def test_sizes_that_do_not_fit_are_refused(sizes):
     with pytest.raises(UserError, match="mesh"):

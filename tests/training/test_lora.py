@@ -283,7 +283,7 @@ def test_a_run_refuses_to_go_on_over_another_base(undisturbed):
     with pytest.raises(
         UserError, match=r"belongs to another policy, base or configuration: base_[0-9a-f]{16}/.* expected"
     ):
-        train(policy, frozen, experiment.train, initial=other, **options)
+        train(policy, frozen, experiment.train, initial=lambda: other, **options)
 
 
 def test_a_base_is_spread_over_the_mesh_like_the_parameters_it_was(undisturbed):
@@ -305,8 +305,14 @@ def test_an_imported_start_is_trained_from(dataset, tmp_path):
     still = dataclasses.replace(experiment.train, optimizer=OptimizerConfig(learning_rate=0.0, ema=0.0))
     loader = system.loader(experiment, store, policy)
     options = {"mesh": mesh(), "rules": (), "batches": loader, "validation": None, "run": tmp_path, "meta": {}}
-    train(policy, frozen, still, initial=initial, **options)
+    train(policy, frozen, still, initial=lambda: initial, **options)
     assert_identical(Checkpoints(tmp_path).params(2)[0], given)
+
+    def again() -> None:
+        raise AssertionError("a run that goes on asked for what it began with")
+
+    train(policy, frozen, dataclasses.replace(still, steps=3), initial=again, **options)
+    assert_identical(Checkpoints(tmp_path).params(3)[0], given)
 
 
 def test_the_cosine_falls_from_a_warm_up_that_is_a_share_of_the_run():

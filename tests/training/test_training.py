@@ -13,9 +13,11 @@ import optax
 import pytest
 
 import wamjax
+from tests.conftest import synthetic_episode
 from wamjax import config as configuration
 from wamjax.cli import _experiment
 from wamjax.cli.main import main
+from wamjax.data.store import finish, write_shard
 from wamjax.errors import NonFiniteLoss, UserError
 from wamjax.training import checkpoint
 from wamjax.training.checkpoint import Checkpoints, naming_full_disk
@@ -60,6 +62,24 @@ def undisturbed(dataset, tmp_path_factory) -> Path:
     return run
 
 
+def test_the_statistics_of_a_run_are_compared_with_those_of_a_dataset(undisturbed, dataset, tmp_path, capsys):
+    assert main(["data", "check-stats", str(undisturbed), str(dataset)]) == 0
+    assert "0 differences beyond 0.1 ranges, of 8 numbers in 3 fields" in capsys.readouterr().out
+    turned = [synthetic_episode(seed) for seed in range(8)]
+    for episode in turned:
+        episode.steps["action"][:] = np.degrees(episode.steps["action"])
+    write_shard(tmp_path / "other", "train", "square", turned)
+    finish(tmp_path / "other")
+    out = tmp_path / "differences.json"
+    assert main(["data", "check-stats", str(undisturbed), str(tmp_path / "other"), "--json", str(out)]) == 1
+    said = capsys.readouterr().out
+    assert said.count("; degrees in the dataset, radians in the checkpoint") == 4
+    assert said.count("of the dataset's values are cut off") == 4
+    assert [one["index"] for one in json.loads(out.read_text())] == [0, 1, 2, 3]
+    assert main(["data", "check-stats", str(dataset), str(tmp_path / "other")]) == 1
+    assert main(["data", "check-stats", str(undisturbed), str(dataset), "--tolerance", "0"]) == 2
+
+
 def test_a_run_leaves_what_later_stages_read(undisturbed):
     summary = json.loads((undisturbed / "summary.json").read_text())
     assert set(summary) >= {"steps", "flops", "mfu", "final_loss", "parameters", "wall_seconds", "peak_source"}
@@ -76,7 +96,7 @@ def test_a_run_leaves_what_later_stages_read(undisturbed):
     meta = Checkpoints(undisturbed).meta(8)
     assert meta["data"] == {"next_step": 8, "next_batch": 8}
     assert meta["config"] == json.loads((undisturbed / "config.json").read_text())
-    assert set(meta["source"]) == {"dataset", "frozen"}
+    assert set(meta["source"]) == {"data", "dataset", "frozen"}
 
 
 def test_a_run_interrupted_by_an_error_goes_on_to_the_same_bits(dataset, undisturbed, tmp_path, monkeypatch):

@@ -12,7 +12,8 @@ import jax
 from wamjax import config as configuration
 from wamjax.cli._systems import SYSTEMS, Sketch, System
 from wamjax.data.normalise import Statistics
-from wamjax.data.pipeline import ClipConfig
+from wamjax.data.pipeline import ClipConfig, DataConfig
+from wamjax.data.store import EpisodeStore
 from wamjax.errors import UserError
 from wamjax.evaluation.collect import CollectConfig
 from wamjax.evaluation.runner import Trials
@@ -53,6 +54,7 @@ class Experiment:
         name: the variant, as it appears in reports.
         policy, train, mesh: what is trained, how and where.
         clip: on which samples, where the policy does not say so itself (SmallWAM).
+        data: how its datasets are read.
         weights: folder of pretrained networks (published, or from `wamjax import`) to begin with; empty for none.
         collect: how the dataset is made. evaluation: how the policy is tried out.
     """
@@ -60,6 +62,7 @@ class Experiment:
     name: str
     policy: SmallWAMConfig | DreamZeroConfig | WanVideoConfig
     clip: ClipConfig | None = None
+    data: DataConfig = DataConfig()
     weights: str = ""
     train: TrainConfig = TrainConfig()
     mesh: MeshConfig = MeshConfig()
@@ -135,6 +138,24 @@ def trained(run: str | Path, overrides: Iterable[str] = ()) -> Trained:
     checkpoints.close()
     _check_structure(params, jax.eval_shape(policy.init, jax.random.key(0)), checkpoints.path(step))
     return Trained(experiment, policy, params, frozen, step, meta.get("statistics", {}))
+
+
+def statistics(run: str | Path, store: EpisodeStore) -> tuple[Statistics, Statistics]:
+    """Those that a run's newest checkpoint carries, and those that it would carry had it been trained on a dataset.
+
+    Raises:
+        UserError: no run, no checkpoint, one without statistics, or a dataset without the fields.
+    """
+    checkpoints = Checkpoints(Path(run))
+    if (step := checkpoints.latest) is None:
+        raise UserError(f"{run} has no finished checkpoint yet: let `wamjax train` run until its first one")
+    meta = checkpoints.meta(step)
+    checkpoints.close()
+    if not meta.get("statistics"):
+        raise UserError(f"{checkpoints.path(step)} carries no statistics: train again, or compare with its dataset")
+    experiment = configuration.build(Experiment, meta["config"])
+    policy = system(experiment).policy(experiment, configuration.build(SampleShapes, meta["shapes"]))
+    return meta["statistics"], system(experiment).statistics(experiment, store, policy)
 
 
 def _check_structure(params: Any, expected: Any, path: Path) -> None:

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from wamjax.data import embodiments
 from wamjax.data.chunks import ChunkConfig, chunk_batches
 from wamjax.data.films import FilmConfig, film_batches, first_film
+from wamjax.data.mixture import Dataset
 from wamjax.data.normalise import Statistics, dataset_statistics
 from wamjax.data.pipeline import batches, episode_clips
 from wamjax.data.store import EpisodeStore
@@ -76,21 +77,19 @@ class System(Protocol):
     @property
     def rules(self) -> Rules: ...
 
-    def shapes(self, experiment: Experiment, store: EpisodeStore) -> SampleShapes:
+    def shapes(self, experiment: Experiment, store: Dataset) -> SampleShapes:
         """Sizes of a sample of the dataset."""
 
     def policy(self, experiment: Experiment, shapes: SampleShapes) -> Policy:
         """The policy for such samples."""
 
-    def loader(self, experiment: Experiment, store: EpisodeStore, policy: Any) -> Batches:
+    def loader(self, experiment: Experiment, store: Dataset, policy: Any) -> Batches:
         """Its training batches, as the loop asks for them."""
 
-    def statistics(self, experiment: Experiment, store: EpisodeStore, policy: Any) -> Statistics:
+    def statistics(self, experiment: Experiment, store: Dataset, policy: Any) -> Statistics:
         """Of its state and action, by field: what they are normalised with, and what checkpoints carry."""
 
-    def frozen(
-        self, experiment: Experiment, store: EpisodeStore, policy: Any, statistics: Statistics, mesh: Mesh
-    ) -> Params:
+    def frozen(self, experiment: Experiment, store: Dataset, policy: Any, statistics: Statistics, mesh: Mesh) -> Params:
         """Its frozen parameters; pretrained ones lie on the mesh."""
 
     def initial(self, experiment: Experiment, policy: Any, mesh: Mesh) -> Params | None:
@@ -117,7 +116,7 @@ class SmallWAMSystem:
 
     rules = SMALL_PARTITIONS
 
-    def shapes(self, experiment: Experiment, store: EpisodeStore) -> SampleShapes:
+    def shapes(self, experiment: Experiment, store: Dataset) -> SampleShapes:
         """See `System`; read off a first batch, which also checks cameras and fields."""
         options: dict[str, Any] = {"tokenize": lambda text: np.zeros(1, np.float32), "threads": 1}
         return SampleShapes.of(next(batches(store, _clip(experiment), batch_size=1, seed=0, **options)))
@@ -127,14 +126,12 @@ class SmallWAMSystem:
         config: Any = experiment.policy
         return SmallWAM(config, shapes)
 
-    def loader(self, experiment: Experiment, store: EpisodeStore, policy: SmallWAM) -> Batches:
+    def loader(self, experiment: Experiment, store: Dataset, policy: SmallWAM) -> Batches:
         """See `System`."""
-        options: dict[str, Any] = {"batch_size": experiment.train.batch_size, "seed": experiment.train.seed}
-        options["tokenize"] = policy.tokenize
-        options["numbered"] = experiment.train.watch.log_samples
+        options = _reading(experiment, policy)
         return lambda step, rows: batches(store, _clip(experiment), start_step=step, rows=rows, **options)
 
-    def statistics(self, experiment: Experiment, store: EpisodeStore, policy: SmallWAM) -> Statistics:
+    def statistics(self, experiment: Experiment, store: Dataset, policy: SmallWAM) -> Statistics:
         """See `System`."""
         clip, every = _clip(experiment), store.statistics
         fields = {"state": clip.state, "action": (clip.action,)}
@@ -144,7 +141,7 @@ class SmallWAMSystem:
         }
 
     def frozen(
-        self, experiment: Experiment, store: EpisodeStore, policy: SmallWAM, statistics: Statistics, mesh: Mesh
+        self, experiment: Experiment, store: Dataset, policy: SmallWAM, statistics: Statistics, mesh: Mesh
     ) -> Params:
         """See `System`."""
         whole = {
@@ -201,7 +198,7 @@ class DreamZeroSystem:
 
     rules = DREAMZERO_PARTITIONS
 
-    def shapes(self, experiment: Experiment, store: EpisodeStore) -> SampleShapes:
+    def shapes(self, experiment: Experiment, store: Dataset) -> SampleShapes:
         """See `System`."""
         options: dict[str, Any] = {"tokenize": lambda text: np.zeros(1, np.float32), "threads": 1}
         height, width = next(self._batches(experiment, store, batch_size=1, seed=0, **options))["frames"].shape[3:5]
@@ -212,19 +209,17 @@ class DreamZeroSystem:
         """See `System`."""
         return DreamZero(self._config(experiment), shapes.views, shapes.height, shapes.width)
 
-    def loader(self, experiment: Experiment, store: EpisodeStore, policy: DreamZero) -> Batches:
+    def loader(self, experiment: Experiment, store: Dataset, policy: DreamZero) -> Batches:
         """See `System`."""
-        options: dict[str, Any] = {"batch_size": experiment.train.batch_size, "seed": experiment.train.seed}
-        options["tokenize"] = policy.tokenize
-        options["numbered"] = experiment.train.watch.log_samples
+        options = _reading(experiment, policy)
         return lambda step, rows: self._batches(experiment, store, start_step=step, rows=rows, **options)
 
-    def statistics(self, experiment: Experiment, store: EpisodeStore, policy: DreamZero) -> Statistics:
+    def statistics(self, experiment: Experiment, store: Dataset, policy: DreamZero) -> Statistics:
         """See `System`; relative actions have relative ones."""
         return dataset_statistics(store, policy.embodiment)
 
     def frozen(
-        self, experiment: Experiment, store: EpisodeStore, policy: DreamZero, statistics: Statistics, mesh: Mesh
+        self, experiment: Experiment, store: Dataset, policy: DreamZero, statistics: Statistics, mesh: Mesh
     ) -> Params:
         """See `System`."""
         given = frozen_networks(experiment, policy, mesh)
@@ -274,7 +269,7 @@ class DreamZeroSystem:
         config: Any = experiment.policy
         return config
 
-    def _batches(self, experiment: Experiment, store: EpisodeStore, **options: Any) -> Any:
+    def _batches(self, experiment: Experiment, store: Dataset, **options: Any) -> Any:
         robot = _robot(experiment)
         return chunk_batches(store, robot, ChunkConfig.of(robot, self._config(experiment).blocks), **options)
 
@@ -284,7 +279,7 @@ class WanVideoSystem:
 
     rules = WAN_PARTITIONS
 
-    def shapes(self, experiment: Experiment, store: EpisodeStore) -> SampleShapes:
+    def shapes(self, experiment: Experiment, store: Dataset) -> SampleShapes:
         """See `System`."""
         camera = self._config(experiment).camera
         if camera not in store.cameras:
@@ -297,18 +292,17 @@ class WanVideoSystem:
         """See `System`."""
         return WanVideo(self._config(experiment), shapes.height, shapes.width)
 
-    def loader(self, experiment: Experiment, store: EpisodeStore, policy: WanVideo) -> Batches:
+    def loader(self, experiment: Experiment, store: Dataset, policy: WanVideo) -> Batches:
         """See `System`."""
-        options: dict[str, Any] = {"batch_size": experiment.train.batch_size, "seed": experiment.train.seed}
-        options["tokenize"] = policy.tokenize
+        options = _reading(experiment, policy)
         return lambda step, rows: film_batches(store, self._film(experiment), start_step=step, rows=rows, **options)
 
-    def statistics(self, experiment: Experiment, store: EpisodeStore, policy: WanVideo) -> Statistics:
+    def statistics(self, experiment: Experiment, store: Dataset, policy: WanVideo) -> Statistics:
         """See `System`: there is neither state nor action."""
         return {}
 
     def frozen(
-        self, experiment: Experiment, store: EpisodeStore, policy: WanVideo, statistics: Statistics, mesh: Mesh
+        self, experiment: Experiment, store: Dataset, policy: WanVideo, statistics: Statistics, mesh: Mesh
     ) -> Params:
         """See `System`."""
         given = frozen_networks(experiment, policy, mesh)
@@ -421,7 +415,7 @@ def shapes_of(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), tree)
 
 
-def sample_frames(store: EpisodeStore, cameras: Sequence[str], count: int = 1024) -> np.ndarray:
+def sample_frames(store: Dataset, cameras: Sequence[str], count: int = 1024) -> np.ndarray:
     """Evenly spread training frames of some cameras (n, h, w, 3), to fit a frame codec on."""
     episodes = np.unique(np.linspace(0, len(store) - 1, min(count, len(store))).astype(int))
     each = max(1, count // len(episodes))
@@ -432,6 +426,21 @@ def sample_frames(store: EpisodeStore, cameras: Sequence[str], count: int = 1024
             chosen = np.unique(np.linspace(0, videos[camera].frames - 1, each).astype(int))
             frames.append(decode(videos[camera], chosen))
     return np.concatenate(frames)
+
+
+def _reading(experiment: Experiment, policy: Policy) -> dict[str, Any]:
+    """Arguments that the batches of all kinds of samples share."""
+    train, data = experiment.train, experiment.data
+    return {
+        "batch_size": train.batch_size,
+        "seed": train.seed,
+        "tokenize": policy.tokenize,
+        "selection": data.selection,
+        "cache_bytes": data.cache_mib << 20,
+        "workers": data.workers,
+        "numbered": True,
+        "keyed": train.augment is not None,
+    }
 
 
 def _clip(experiment: Experiment) -> Any:

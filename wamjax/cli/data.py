@@ -4,6 +4,8 @@
     wamjax data inspect runs/demo/data
     wamjax data convert gs://bucket/droid_101/1.0.1 runs/droid
     wamjax data convert runs/demo/data lerobot/demo --to lerobot
+    wamjax data check-stats runs/demo/joint runs/droid
+    wamjax data moving runs/droid runs/droid_moving.json
     wamjax data import-gear droid_gear runs/droid --embodiment droid
     wamjax data export-gear runs/droid droid_gear --embodiment droid
 
@@ -17,29 +19,28 @@ own (docs/embodiments.md).
 
 import argparse
 import importlib
+from types import ModuleType
 
 HELP = "collect a dataset in simulation, describe or convert one"
 
-COMMANDS = {
-    "collect": "_data_collect",
-    "inspect": "_data_inspect",
-    "convert": "_data_convert",
-    "import-gear": "_data_import_gear",
-    "export-gear": "_data_export_gear",
-}
-"""Subcommand -> its module in this package: `HELP`, `add_arguments(parser)` and `run(args)`, like a verb."""
+COMMANDS = ("collect", "inspect", "convert", "check-stats", "quality", "moving", "import-gear", "export-gear")
+"""The subcommands: modules of `wamjax.cli._data`."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the subcommands and their options."""
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, file in COMMANDS.items():
-        module = importlib.import_module(f"wamjax.cli.{file}")
+    for name in COMMANDS:
+        module = _module(name)
         command = commands.add_parser(name, help=module.HELP, description=module.__doc__)
-        command.set_defaults(run_command=module.run)
         module.add_arguments(command)
 
 
 def run(args: argparse.Namespace) -> int | None:
     """Runs the subcommand."""
-    return args.run_command(args)
+    code: int | None = _module(args.command).run(args)
+    return code
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"wamjax.cli._data.{name.replace('-', '_')}")

@@ -142,7 +142,7 @@ def _mesh(args: argparse.Namespace, topology: Topology, subject: Subject) -> Mes
     known = {field.name for field in dataclasses.fields(MeshConfig)}
     if not set(pairs) <= known or not all(value.lstrip("-").isdigit() for value in pairs.values()):
         raise UserError(f"--mesh {args.mesh}: write KEY=N,... of {', '.join(sorted(known))}")
-    return MeshConfig(**{name: int(value) for name, value in pairs.items()})
+    return MeshConfig(**{name: int(value) for name, value in pairs.items()}).over(topology.chips)
 
 
 def _say(line: str) -> None:

@@ -3,7 +3,10 @@
 The run folder receives config.json (everything resolved), checkpoints/, metrics.jsonl, clock.jsonl, tensorboard/ and,
 at the end, summary.json. Starting again with the same folder continues from the newest checkpoint and gives the very
 parameters that an undisturbed run gives; on another mesh (mesh.*) or number of processes, the same but for rounding.
-How a run is watched (train.watch.*) may change as well, and how the optimizer's moments are kept.
+How a run is watched (train.watch.*) may change as well, by how many workers and with how much memory data are read,
+and how the optimizer's moments are kept.
+
+--data given several times, as --data A=0.7 --data B=0.3, mixes datasets: of any ten samples seven are of A.
 
 The same command on every machine trains with all their devices; the folders must be shared by them. Process 0 prints
 and writes for all, and an error in one ends all of them.
@@ -15,6 +18,7 @@ lost machine, or no step for train.watch.hang_seconds.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import time
@@ -22,12 +26,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from wamjax.data.mixture import Dataset
+    from wamjax.data.selection import Selection
     from wamjax.training.clock import Clock
 
 HELP = "train a policy on a dataset (resumes by itself)"
 
-MAY_CHANGE = ("mesh.", "train.watch.", "train.optimizer.moments", "train.optimizer.offload")
-"""What a later start may change: where things lie, what is looked at, and in what numbers moments are kept."""
+MAY_CHANGE = (
+    *("mesh.", "train.watch.", "train.quarantine.", "data.workers", "data.cache_mib"),
+    *("train.optimizer.moments", "train.optimizer.offload"),
+)
+"""What a later start may change: where things lie, who reads, what is looked at, in what numbers moments are kept."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from wamjax.cli.main import add_config_arguments
 
     add_config_arguments(parser)
-    parser.add_argument("--data", required=True, metavar="DIR", help="dataset folder, e.g. from `wamjax data collect`")
+    parser.add_argument(
+        "--data",
+        required=True,
+        action="append",
+        metavar="DIR[=WEIGHT]",
+        help="dataset folder, e.g. from `wamjax data collect`; several are mixed by their weights",
+    )
     parser.add_argument("--out", required=True, metavar="DIR", help="run folder; an interrupted run in it goes on")
     parser.add_argument(
         "--compilations", metavar="DIR", help="where compiled programs are kept for the next start (`off`: nowhere)"
@@ -77,16 +92,17 @@ def _train(args: argparse.Namespace, clock: Clock) -> bool:
     from wamjax import config as configuration
     from wamjax.cli import _experiment
     from wamjax.data.files import write_json
-    from wamjax.data.store import EpisodeStore
+    from wamjax.data.mixture import of_split, open_stores
     from wamjax.sharding import processes
     from wamjax.sharding.mesh import make_mesh
     from wamjax.training.checkpoint import fingerprint
     from wamjax.training.loop import train
 
     experiment = _experiment.load(args.config, args.overrides)
-    store, out = EpisodeStore(args.data), Path(args.out)
+    store, out = open_stores(args.data), Path(args.out)
     resolved = configuration.to_dict(experiment)
-    if _finished(out, resolved, store.fingerprint):
+    data = _described(store, experiment.data.selection)
+    if _finished(out, resolved, data):
         processes.say(f"{out} is finished: {experiment.train.steps} steps; see {out / 'summary.json'}")
         return True
     system = _experiment.system(experiment)
@@ -94,11 +110,10 @@ def _train(args: argparse.Namespace, clock: Clock) -> bool:
     mesh = make_mesh(experiment.mesh)
     statistics = system.statistics(experiment, store, policy)
     frozen = system.frozen(experiment, store, policy, statistics, mesh)
-    source = {"dataset": store.fingerprint, "frozen": fingerprint(frozen)}
+    source = {"dataset": store.fingerprint, "data": data, "frozen": fingerprint(frozen)}
     processes.agree(frozen_parameters=source["frozen"])
-    validation = None
-    if "validation" in store.splits:
-        validation = system.loader(experiment, EpisodeStore(args.data, "validation"), policy)
+    validation = of_split(store, "validation")
+    alone = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, workers=0))
     summary = train(
         policy,
         frozen,
@@ -106,9 +121,9 @@ def _train(args: argparse.Namespace, clock: Clock) -> bool:
         mesh=mesh,
         rules=system.rules,
         batches=system.loader(experiment, store, policy),
-        validation=validation,
+        validation=system.loader(alone, validation, policy) if validation else None,
         run=out,
-        initial=system.initial(experiment, policy, mesh),
+        initial=lambda: system.initial(experiment, policy, mesh),
         meta={
             "config": resolved,
             "shapes": configuration.to_dict(policy.shapes),
@@ -127,18 +142,29 @@ def _train(args: argparse.Namespace, clock: Clock) -> bool:
     return True
 
 
-def _finished(out: Path, resolved: dict, dataset: str) -> bool:
+def _described(store: Dataset, selection: Selection) -> dict:
+    """The datasets of a run, and what else decides about its samples beside the configuration."""
+    from wamjax.data.mixture import parts
+
+    each = [{"folder": str(one.folder), "fingerprint": one.fingerprint, "weight": w} for one, w in parts(store)]
+    return {"fingerprint": store.fingerprint, "selection": selection.digest, "datasets": each}
+
+
+def _finished(out: Path, resolved: dict, data: dict) -> bool:
     """Whether the run folder holds the finished run; else it is made ready, where it is not one begun before."""
     from wamjax.data.files import write_json
     from wamjax.sharding import processes
 
     begun = json.loads((out / "config.json").read_text()) if (out / "config.json").exists() else None
     finished = begun is not None and (out / "summary.json").exists()
-    processes.agree(the_configuration=resolved, the_dataset=dataset, the_run_folder=(begun, finished))
+    content = [data["fingerprint"], data["selection"]]
+    processes.agree(the_configuration=resolved, the_dataset=content, the_run_folder=(begun, finished))
     if begun is not None:
         _same(begun, resolved, out)
+        _same_data(data, out)
     if begun != resolved and processes.first():
         out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "data.json", data)
         write_json(out / "config.json", resolved)
     processes.see(out / "config.json")
     return finished
@@ -154,6 +180,17 @@ def _same(old: dict, new: dict, out: Path) -> None:
             raise UserError(
                 f"{out} holds a run with {path}={before!r}, not {value!r}: give another --out or the same configuration"
             )
+
+
+def _same_data(data: dict, out: Path) -> None:
+    """Refuses to go on with other data; runs of earlier versions do not say what theirs were."""
+    from wamjax.errors import UserError
+
+    file = out / "data.json"
+    known = json.loads(file.read_text()) if file.exists() else data
+    if any(known[name] != data[name] for name in ("fingerprint", "selection")):
+        given = " ".join(f"{one['folder']}={one['weight']:g}" for one in known["datasets"])
+        raise UserError(f"{out} holds a run on other data ({given}, as they were then): give those or another --out")
 
 
 def _flat(tree: dict, where: str = "") -> dict[str, object]:

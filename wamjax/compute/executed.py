@@ -24,8 +24,9 @@ def executed_flops(passes: Iterable[Pass], pairs: Callable[[TokenPlan], int] | N
     for one in passes:
         forward = of_passes([dataclasses.replace(one, trained=False)])
         ratio = pairs(one.plan) / one.plan.pairs() if one.queries == one.plan.length else 1.0
-        times = (3 + (one.network.stack.remat is not None)) if one.trained else 1
-        total = total + Flops(forward.matmul, forward.attention, forward.attention * ratio) * times
+        again = one.trained and one.network.stack.remat is not None
+        products, attention = (times + again for times in one.forwards)
+        total = total + Flops(forward.matmul, forward.attention, forward.attention * ratio).times(products, attention)
     return total
 
 
@@ -75,12 +76,12 @@ def executed_on_chips(
     share: dict[int, float] = {}
     for one in passes:
         forward = of_passes([dataclasses.replace(one, trained=False)])
-        remat, plan = one.network.stack.remat, one.plan.padded(-one.plan.length % ways)
-        times = (3 + (remat is not None)) if one.trained else 1
+        plan, again = one.plan.padded(-one.plan.length % ways), one.trained and one.network.stack.remat is not None
+        times, attended = (number + again for number in one.forwards)
         ratio = executed_pairs(plan) / one.plan.pairs() if one.queries == one.plan.length else 1.0
         share[layout(plan).length] = executed_pairs(plan) / layout(plan).length ** 2
-        products += forward.matmul * times - (2 * saved(one) if one.trained and remat is not None else 0)
-        attention += forward.attention * ratio * times
+        products += forward.matmul * times - (2 * saved(one) if again else 0)
+        attention += forward.attention * ratio * attended
     within = [one for one in kernels if one.queries == one.keys]
     if any(one.queries in share for one in within):
         attention = sum(one.operations * share.get(one.queries, 1.0) for one in within) * chips / samples

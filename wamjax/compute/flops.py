@@ -36,7 +36,11 @@ class Flops:
         return Flops(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
 
     def __mul__(self, factor: float) -> Flops:
-        return Flops(*(factor * value for value in dataclasses.astuple(self)))
+        return self.times(factor, factor)
+
+    def times(self, products: float, attention: float) -> Flops:
+        """With another number of products, and of attention."""
+        return Flops(products * self.matmul, attention * self.attention, attention * self.attention_executed)
 
     @property
     def total(self) -> float:
@@ -57,10 +61,10 @@ def forward(network: Counted, plan: TokenPlan, queries: int) -> Flops:
 
 
 def of_passes(passes: Iterable[Pass]) -> Flops:
-    """All passes of one sample; a trained pass costs three forward ones."""
+    """All passes of one sample; a trained pass costs three forward ones, or fewer (`Pass.forwards`)."""
     total = Flops()
     for one in passes:
-        total = total + forward(one.network, one.plan, one.queries) * (one.repeats * (3 if one.trained else 1))
+        total = total + (forward(one.network, one.plan, one.queries) * one.repeats).times(*one.forwards)
     return total
 
 

@@ -8,16 +8,19 @@ Source: DreamZero (arXiv 2602.15922), `groot/vla/data/dataset/lerobot_sharded.py
 
 from __future__ import annotations
 
-import functools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Unpack
 
 import numpy as np
 
 from wamjax.data.embodiments import Embodiment, Field
 from wamjax.data.episode import BadEpisode
-from wamjax.data.pipeline import Batch, EpisodeReader, Tokenize, stream
+from wamjax.data.mixture import Dataset
+from wamjax.data.pipeline import CACHE_BYTES, Bucket, Options, stream
+from wamjax.data.samples import EVERYTHING, Batch, EpisodeReader, Remembered, Source, Tokenize
+from wamjax.data.selection import Selection
 from wamjax.data.store import EpisodeStore
 from wamjax.errors import UserError
 
@@ -89,18 +92,16 @@ def start_steps(length: int, config: ChunkConfig) -> int:
 
 
 def chunk_batches(
-    store: EpisodeStore,
+    store: Dataset,
     embodiment: Embodiment,
     config: ChunkConfig,
     *,
     batch_size: int,
     seed: int,
     tokenize: Tokenize,
-    start_step: int = 0,
-    rows: Sequence[int] | None = None,
-    cache_bytes: int = 512 << 20,
-    threads: int | None = None,
-    numbered: bool = False,
+    selection: Selection = EVERYTHING,
+    cache_bytes: int = CACHE_BYTES,
+    **options: Unpack[Options],
 ) -> Iterator[Batch]:
     """Endless batches of chunks; the arguments are those of `pipeline.batches`, but for `embodiment` and `config`.
 
@@ -110,7 +111,8 @@ def chunk_batches(
         state: float32 (b, N, s), as recorded at the first step of each chunk;
         actions: float32 (b, N * K, a), as recorded;
         action_mask: bool (b, N * K), False for chunks that are not there, and in datasets without actions;
-        language: (b, l), the tokenised instruction of the sample's step ("" where there is none).
+        language: (b, l), the tokenised instruction of the sample's step ("" where there is none);
+        and what `options` ask for.
 
     State and actions of chunks that are not there repeat those of the last one; a dataset without any of the action
     fields (or of the state fields) has zeros.
@@ -119,38 +121,50 @@ def chunk_batches(
         UserError: a camera or field that the dataset lacks or that has another size, no episode that is long enough,
             or too many damaged episodes.
     """
-    reader = _ChunkReader(store, embodiment, config, tokenize, cache_bytes)
-    return stream(
-        reader, batch_size=batch_size, seed=seed, start_step=start_step, rows=rows, threads=threads, numbered=numbered
-    )
+
+    def reader(one: EpisodeStore, room: int) -> ChunkReader:
+        return ChunkReader(one, embodiment, config, tokenize, room, selection)
+
+    return stream([Bucket.of(store, reader, cache_bytes)], batch_size=batch_size, seed=seed, **options)
 
 
-class _ChunkReader(EpisodeReader):
+class ChunkReader(EpisodeReader):
     """Cuts the chunks of a `ChunkConfig`."""
 
     def __init__(
-        self, store: EpisodeStore, embodiment: Embodiment, config: ChunkConfig, tokenize: Tokenize, cache_bytes: int
+        self,
+        store: EpisodeStore,
+        embodiment: Embodiment,
+        config: ChunkConfig,
+        tokenize: Tokenize,
+        cache_bytes: int,
+        selection: Selection = EVERYTHING,
     ):
         state, action = _present(store, embodiment.state), _present(store, embodiment.action)
         if action and not state and any(field.relative for field in embodiment.action):
             raise UserError(f"{store.folder} has actions but no state, which they are relative to: collect it again")
-        super().__init__(store, embodiment.cameras, state, action, images=config.images, cache_bytes=cache_bytes)
+        self.config, self.embodiment = config, embodiment
+        options: Any = {"selection": selection, "images": config.images, "cache_bytes": cache_bytes}
+        super().__init__(store, embodiment.cameras, state, action, **options)
         if store.fps != embodiment.fps:
             _log.warning(
                 "%s has %g steps per second, %s has %g", store.folder, store.fps, embodiment.name, embodiment.fps
             )
-        self.config, self.embodiment = config, embodiment
-        self.tokenize = functools.lru_cache(maxsize=4096)(lambda text: np.asarray(tokenize(text)))
-        self.starts = np.cumsum([0] + [start_steps(length, config) for length in store.lengths.tolist()])
-        if not self.clips:
+        self.tokenize = Remembered(tokenize)
+        if not self.counts(store.lengths).any():
             raise UserError(f"no episode in {store.folder} has {config.actions + 1} steps: collect longer ones")
 
-    def read(self, number: int, key: tuple[int, ...]) -> Batch:
-        index, step = self.locate(number)
-        source, config = self.source(index), self.config
+    def counts(self, lengths: np.ndarray) -> np.ndarray:
+        """Number of steps that are drawn; see `start_steps`."""
+        different, places = np.unique(lengths, return_inverse=True)
+        return np.array([start_steps(length, self.config) for length in different.tolist()], np.int64)[places]
+
+    def cut(self, source: Source, step: int, key: tuple[int, ...]) -> Batch:
+        """The chunks that a step gives."""
+        config = self.config
         found = anchors(len(source.state), step, config, source.annotation)
         if not (count := len(found)):
-            raise BadEpisode(f"step {step} of episode {index} gives no whole chunk of its task")
+            raise BadEpisode(f"step {step} gives no whole chunk of its task")
         filled = found[np.minimum(np.arange(config.max_chunks), count - 1)]
         shown = np.minimum(np.arange(config.max_chunks * config.frames + 1), count * config.frames)
         taken = (filled[:, None] + np.arange(config.actions)).ravel()

@@ -4,6 +4,7 @@
     videos/chunk-000/<column>/episode_000000.mp4     one video per camera
     meta/info.json, episodes.jsonl, tasks.jsonl      frame rate and paths; lengths; texts of the instructions
     meta/modality.json                               which part of which column is which field
+    meta/step_filter.jsonl                           steps that are not to be sampled, where there are any
     meta/stats.json, relative_stats_dreamzero.json   of the columns; of relative actions
 
 Source: `groot/vla/data/schema/lerobot.py`, `groot/vla/data/dataset/lerobot.py` of dreamzero0/dreamzero.
@@ -11,7 +12,6 @@ Source: `groot/vla/data/schema/lerobot.py`, `groot/vla/data/dataset/lerobot.py` 
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,7 @@ from wamjax.data.embodiments import Embodiment, Field
 from wamjax.data.episode import ANNOTATION, ANNOTATIONS, BadEpisode, Episode
 from wamjax.data.normalise import Statistics
 from wamjax.data.readers.lerobot import episode_file
+from wamjax.data.selection import DROPPED, pairs_of
 from wamjax.data.storage import MALFORMED, PathLike, Place, brief, read_json, read_lines
 from wamjax.data.tables import read_columns
 from wamjax.data.video_files import read_video
@@ -31,7 +32,6 @@ COLUMNS = {"state": "observation.state", "action": "action"}
 """Columns of state and action where modality.json names none."""
 RELATIVE_STATISTICS = "relative_stats_dreamzero.json"
 _NOT_PROVIDED = ("", "not provided")  # what DROID's conversion writes where an episode has fewer than three texts
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,7 @@ class GearDataset:
     _info: Mapping[str, Any]
     _modality: Mapping[str, Any]
     _tasks: Mapping[int, str]
+    _dropped: Mapping[int, list[list[int]]]
 
     def episodes(self, embodiment: Embodiment, numbers: Sequence[int] | None = None) -> Iterator[Episode]:
         """Episodes in the embodiment's names; videos are taken over as they are.
@@ -161,6 +162,8 @@ class GearDataset:
             "embodiment": embodiment.name,
             "source": f"{self.folder.name}/{number}",
         }
+        if number in self._dropped:
+            metadata[DROPPED] = self._dropped[number]
         language: tuple[str, ...] = ()
         if len(texts) == 1:
             steps[ANNOTATION], metadata[ANNOTATIONS] = self._instructions(table[texts[0]])
@@ -198,6 +201,8 @@ def open_dataset(folder: Place | PathLike) -> GearDataset:
     folder = Place.of(folder)
     info, modality = read_json(folder / "meta/info.json"), read_json(folder / "meta/modality.json")
     tasks, episodes = read_lines(folder / "meta/tasks.jsonl"), read_lines(folder / "meta/episodes.jsonl")
+    filtered = folder / "meta/step_filter.jsonl"
+    dropped = read_lines(filtered) if filtered.exists() else []
     try:
         discarded = set(info.get("discarded_episode_indices") or ())
         lengths = {int(e["episode_index"]): int(e["length"]) for e in episodes}
@@ -208,6 +213,7 @@ def open_dataset(folder: Place | PathLike) -> GearDataset:
             _info=info,
             _modality=dict(modality),
             _tasks={int(task["task_index"]): str(task["task"]) for task in tasks},
+            _dropped={int(line["episode_index"]): pairs_of(line["step_indices"]) for line in dropped},
         )
     except MALFORMED as error:
         raise UserError(f"metadata in {folder}/meta is damaged ({brief(error)}): write it again") from error
@@ -215,8 +221,6 @@ def open_dataset(folder: Place | PathLike) -> GearDataset:
         raise UserError(
             f"metadata in {folder}/meta lists no episodes, an empty one, or fps={dataset.fps}: write it again"
         )
-    if (folder / "meta/step_filter.jsonl").exists():
-        _log.warning("%s has a step filter, which is not used: its steps are sampled as all others", folder)
     return dataset
 
 

@@ -19,13 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from wamjax.data import statistics
 from wamjax.data.embodiments import Embodiment, Field
 from wamjax.data.files import read_sealed, write_sealed
 from wamjax.data.statistics import EXACT, Pool
 from wamjax.errors import UserError
 
 if TYPE_CHECKING:
-    from wamjax.data.store import EpisodeStore
+    from wamjax.data.mixture import Dataset
 
 STATE_SIZE = 64
 ACTION_SIZE = 32
@@ -130,7 +131,7 @@ def denormalise(x: Float[Array, "*b a"], bounds: Bounds) -> Float[Array, "*b a"]
     return (x + 1) / 2 * (high - low) + low
 
 
-def dataset_statistics(store: EpisodeStore, embodiment: Embodiment) -> Statistics:
+def dataset_statistics(store: Dataset, embodiment: Embodiment) -> Statistics:
     """Statistics of all fields of the embodiment: {"state" | "action": {key: {"q01", "q99", "mean", ...}}}.
 
     Relative actions have those of `relative_statistics`, all others those of the store.
@@ -143,26 +144,18 @@ def dataset_statistics(store: EpisodeStore, embodiment: Embodiment) -> Statistic
     for part, fields in (("state", embodiment.state), ("action", embodiment.action)):
         _check_fields(store, fields)
         for field in fields:
-            parts[part][field.key] = {name: known[field.name][name] for name in _NAMES}
+            if field.name not in known:
+                raise UserError(f"no step field '{field.name}' in {store.folder}: choose another embodiment")
+            parts[part][field.key] = {name: known[field.name][name] for name in statistics.NAMES}
     parts["action"] |= relative_statistics(store, embodiment)
     return parts
 
 
-def _check_fields(store: EpisodeStore, fields: Sequence[Field]) -> None:
-    for field in fields:
-        if field.name not in store.fields:
-            raise UserError(f"no step field '{field.name}' in {store.folder}: choose another embodiment")
-
-
-def relative_statistics(store: EpisodeStore, embodiment: Embodiment) -> dict[str, dict[str, list[float]]]:
+def relative_statistics(store: Dataset, embodiment: Embodiment) -> dict[str, dict[str, list[float]]]:
     """Statistics of the relative actions: key -> {"max", "min", "mean", "std", "q01", "q99": one value per number}.
 
     action[i + k] - state[i], pooled over all k of a chunk and all steps i at which a whole chunk starts, of at most
-    `EPISODES` episodes; read from the dataset where `keep_relative_statistics` left them. One pass; memory and
-    exactness are those of `wamjax.data.statistics`, with "rank_error" where quantiles are not exact.
-
-    Raises:
-        UserError: the store lacks a field, or no episode is as long as a chunk.
+    `EPISODES` episodes.
     """
     fields = [field for field in embodiment.action if field.relative]
     if not fields:
@@ -173,67 +166,28 @@ def relative_statistics(store: EpisodeStore, embodiment: Embodiment) -> dict[str
     chosen = np.arange(len(store))
     if len(chosen) > EPISODES:
         chosen = np.random.default_rng(SEED).choice(len(chosen), EPISODES, replace=False)
-    states, horizon = {field.key: field.name for field in embodiment.state}, embodiment.actions_per_chunk
-    pools = {field.key: [Pool(1, EXACT // field.size) for _ in range(field.size)] for field in fields}
-    for index in chosen.tolist():
+    fields = [field for field in embodiment.action if field.relative]
+    states = {field.key: field.name for field in embodiment.state}
+    horizon = embodiment.actions_per_chunk
+    count = int(np.maximum(store.lengths[chosen] - horizon + 1, 0).sum()) * horizon
+    if fields and not count:
+        raise UserError(f"no episode in {store.folder} has {horizon} steps, the length of a chunk: collect longer ones")
+    found = {field.key: statistics.Summary.of(count, field.size) for field in fields}
+    for index in chosen.tolist() if fields else ():
         steps = store[index].steps
         for field in fields:
-            action, state = (
-                steps[name].reshape(len(steps[name]), -1).astype(np.float64) for name in (field.name, states[field.key])
-            )
-            for i, pool in enumerate(pools[field.key]):
-                pool.add(_differences(action[:, i], state[:, i], horizon).reshape(-1, 1))
-    if not pools[fields[0].key][0].count:
-        raise UserError(f"no episode in {store.folder} has {horizon} steps, the length of a chunk: collect longer ones")
-    return {key: _columns([pool.describe() for pool in parts]) for key, parts in pools.items()}
+            found[field.key].add(_differences(steps[field.name], steps[states[field.key]], horizon))
+    return {key: summary.result() for key, summary in found.items()}
 
 
-def keep_relative_statistics(store: EpisodeStore, embodiment: Embodiment) -> Path:
-    """Write the statistics of the robot's relative actions into the dataset's folder; returns the file."""
-    path = _relative_file(store, embodiment)
-    path.unlink(missing_ok=True)
-    found = relative_statistics(store, embodiment)
-    write_sealed(path, {"of": _relative_inputs(store, embodiment), "statistics": found})
-    return path
-
-
-def _kept(store: EpisodeStore, embodiment: Embodiment) -> dict[str, dict[str, list[float]]] | None:
-    """What `keep_relative_statistics` wrote for this very data and robot, or None."""
-    try:
-        found = read_sealed(_relative_file(store, embodiment))
-        return found["statistics"] if found["of"] == _relative_inputs(store, embodiment) else None
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def _relative_file(store: EpisodeStore, embodiment: Embodiment) -> Path:
-    return store.folder / f"relative-{embodiment.name}.json"
-
-
-def _relative_inputs(store: EpisodeStore, embodiment: Embodiment) -> dict[str, Any]:
-    """All that statistics of relative actions depend on."""
-    states = {field.key: field.name for field in embodiment.state}
-    fields = [[field.name, states[field.key], field.size] for field in embodiment.action if field.relative]
-    shared = {"horizon": embodiment.actions_per_chunk, "episodes": EPISODES, "seed": SEED}
-    return {"fingerprint": store.fingerprint, "split": store.split, "fields": fields, **shared}
-
-
-_NAMES = ("max", "min", "mean", "std", "q01", "q99")
-
-
-def _differences(action: np.ndarray, state: np.ndarray, horizon: int) -> np.ndarray:
-    """action[i + k] - state[i] of one number, (starts, horizon)."""
-    if len(action) < horizon:
-        return np.empty((0, horizon))
-    windows = np.lib.stride_tricks.sliding_window_view(action, horizon)
-    return windows - state[: len(windows), None]
-
-
-def _columns(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Statistics of numbers, each described alone, as those of a vector."""
-    columns = {name: [row[name][0] for row in rows] for name in _NAMES}
-    errors = [row.get("rank_error", 0.0) for row in rows]
-    return columns | ({"rank_error": errors} if any(errors) else {})
+def _differences(action: np.ndarray, state: np.ndarray, horizon: int) -> Float[np.ndarray, "n a"]:
+    """action[i + k] - state[i] for all starts i and all k < horizon."""
+    action, state = (values.reshape(len(values), -1).astype(np.float64) for values in (action, state))
+    starts = len(action) - horizon + 1
+    if starts < 1:
+        return np.empty((0, action.shape[1]))
+    windows = np.lib.stride_tricks.sliding_window_view(action, horizon, axis=0)  # (starts, a, horizon)
+    return np.moveaxis(windows - state[:starts, :, None], 1, 2).reshape(-1, action.shape[1])
 
 
 def _bounds(part: str, fields: Sequence[Field], statistics: Mapping[str, Any]) -> Bounds:

@@ -1,34 +1,40 @@
-"""From a store to training batches: a batch is a pure function of (store, clip, seed, step).
+"""From datasets to training batches: a batch is a pure function of (datasets, samples, seed, step).
 
-A clip is one step t of one episode with the frames, state and actions around it; every step of every episode
-is a clip (`chunks.py` cuts other samples). The global order is position p = step * batch_size + row; the epoch
-p // clips has its own shuffle (Grain's index shuffle: arithmetic, no table of clips). Hence any number of
-processes, threads and restarts sees the same batches, each process reading only its own rows.
+A clip is one step t of one episode with the frames, state and actions around it; every selected step of every episode
+is a clip (`chunks.py` and `films.py` cut other samples). Which samples a step has is arithmetic (`sampling.py`), and a
+sample that cannot be read is replaced by one that depends on the seed and its place only. Hence any number of hosts,
+worker processes, threads and restarts sees the same batches, each host reading only its own rows.
 """
 
-import contextlib
-import functools
+import json
 import logging
+import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
-from wamjax.data.episode import ANNOTATION, ANNOTATIONS, BadEpisode, Episode, Video
+from wamjax.data.episode import BadEpisode
+from wamjax.data.mixture import Dataset, parts
+from wamjax.data.samples import EVERYTHING, Batch, EpisodeReader, Remembered, Source, Tokenize, alike
+from wamjax.data.sampling import Order
+from wamjax.data.selection import Selection
 from wamjax.data.store import EpisodeStore
-from wamjax.data.video import decode
 from wamjax.errors import UserError
 
-Batch = dict[str, np.ndarray]
-Tokenize = Callable[[str], np.ndarray]
+SAMPLE, DATASET, REPLACED = "sample", "dataset", "replaced"
+"""Names, in a batch that is asked for them, of what stays on the host; see `Options`."""
+ON_HOST = (SAMPLE, DATASET, REPLACED)
+AUGMENTATION = "augmentation"
+"""Name, in a batch that is asked for them, of random keys: uint32 (b, 2), for `augment.augment`."""
 
-SAMPLE = "sample"
-"""Name, in a batch that is asked for them, of the numbers of its samples in the dataset."""
-
-REDRAWS = 20  # bad clips in a row, after which the dataset itself is taken to be damaged
+REDRAWS = 20  # bad samples in a row, after which the dataset itself is taken to be damaged
+CACHE_BYTES = 512 << 20
 _log = logging.getLogger(__name__)
 
 
@@ -43,6 +49,8 @@ class ClipConfig:
         action: step field with the actions to learn.
         state: step fields concatenated into the state vector.
         images: "true", or "zero" for a policy that must do without seeing.
+        fps: what a step is, per second; of datasets of another rate the nearest recorded steps are taken, which suits
+            actions that are targets, not differences. 0: as recorded.
     """
 
     cameras: tuple[str, ...]
@@ -51,37 +59,112 @@ class ClipConfig:
     action: str = "action"
     state: tuple[str, ...] = ("observation/cartesian_position", "observation/gripper_position")
     images: str = "true"
+    fps: float = 0.0
 
     def __post_init__(self) -> None:
         if self.images not in ("true", "zero"):
             raise UserError(f"clip.images is '{self.images}': use 'true' or 'zero'")
         if not self.cameras or not self.frame_offsets or self.action_horizon < 1:
             raise UserError("a clip needs at least one camera, one frame offset and one action")
+        if not self.fps >= 0:
+            raise UserError(f"clip.fps is {self.fps}: give steps per second, or 0 for those recorded")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How an experiment reads its datasets.
+
+    Attributes:
+        selection: steps at which samples begin.
+        workers: processes that read beside the training process; 0 for none. cache_mib: memory for decoded episodes
+            in MiB, of all of them together. Neither changes a batch.
+    """
+
+    selection: Selection = EVERYTHING
+    workers: int = 0
+    cache_mib: int = CACHE_BYTES >> 20
+
+    def __post_init__(self) -> None:
+        if self.workers < 0 or self.cache_mib < 0:
+            raise UserError(f"data.workers={self.workers}, data.cache_mib={self.cache_mib}: neither is below 0")
+
+
+class Options(TypedDict, total=False):
+    """How a stream of batches is read.
+
+    start_step: number of the first batch.
+    rows: the rows of the global batch that this process wants; default: all.
+    threads: that prefetch; default: the cores, at most 8, shared by the workers.
+    workers: processes that read; 0: none but this one. They get the pickled readers and a part of the memory each.
+    numbered: add `sample` int64 (b,), the numbers of the samples over all datasets in their order, after redraws;
+        `dataset` int64 (b,); and, where some had to be replaced, `replaced` uint8 (n,), see `replaced`.
+    keyed: add `augmentation` uint32 (b, 2), random keys that depend on the seed and the row's position.
+    """
+
+    start_step: int
+    rows: Sequence[int] | None
+    threads: int | None
+    workers: int
+    numbered: bool
+    keyed: bool
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Samples of one shape.
+
+    Attributes:
+        readers: of its datasets. weights: of every so many samples, so many are of each.
+        share: of all steps, so many are of this bucket, in proportion to the others.
+    """
+
+    readers: tuple[EpisodeReader, ...]
+    weights: tuple[float, ...] = (1.0,)
+    share: float = 1.0
+
+    @classmethod
+    def of(
+        cls,
+        store: Dataset,
+        reader: Callable[[EpisodeStore, int], EpisodeReader],
+        cache_bytes: int = CACHE_BYTES,
+        share: float = 1.0,
+    ) -> "Bucket":
+        """Of a dataset or a mixture, given how a store is read with so much memory.
+
+        Raises:
+            UserError: datasets that differ in what a batch has, or one without samples.
+        """
+        stores = parts(store)
+        readers = tuple(reader(one, cache_bytes // len(stores)) for one, _ in stores)
+        for each in readers:
+            if not each.clips:
+                raise UserError(f"no step in {each.store.folder} is selected: choose another data.selection")
+        alike(readers)
+        return cls(readers, tuple(weight for _, weight in stores), share)
 
 
 def batches(
-    store: EpisodeStore,
+    store: Dataset,
     clip: ClipConfig,
     *,
     batch_size: int,
     seed: int,
     tokenize: Tokenize,
-    start_step: int = 0,
-    rows: Sequence[int] | None = None,
-    cache_bytes: int = 512 << 20,
-    threads: int | None = None,
-    numbered: bool = False,
+    selection: Selection = EVERYTHING,
+    cache_bytes: int = CACHE_BYTES,
+    **options: Unpack[Options],
 ) -> Iterator[Batch]:
-    """Endless batches from `start_step` on, prefetched by `threads` (default: the cores, at most 8).
+    """Endless batches of clips.
 
     Args:
         store, clip: where the clips come from, and what each holds.
         batch_size: rows of the global batch; may exceed the number of clips.
         seed: of the shuffle, 0 .. 2**32 - 1.
         tokenize: instruction -> vector (l,); called once per instruction.
-        rows: the rows of the global batch that this process wants (default: all).
+        selection: steps at which clips are.
         cache_bytes: memory for decoded episodes.
-        numbered: whether to add which samples they are.
+        options: see `Options`.
 
     Yields:
         frames: uint8 (b, v, t, h, w, 3) at step + frame_offsets, the nearest one where the episode has none;
@@ -90,208 +173,165 @@ def batches(
         actions: float32 (b, horizon, a), as recorded, the last one repeated past the end;
         action_mask: bool (b, horizon), False for the repeated ones;
         language: float32 (b, l), the tokenised instruction ("" where there is none);
-        sample: int64 (b,), where numbered: the clip, after redraws.
+        and what `options` ask for.
 
     Raises:
-        UserError: a camera or field that the dataset lacks, or too many damaged episodes.
+        UserError: a camera or field that a dataset lacks, or too many damaged episodes.
     """
-    reader = _ClipReader(store, clip, tokenize, cache_bytes)
-    return stream(
-        reader, batch_size=batch_size, seed=seed, start_step=start_step, rows=rows, threads=threads, numbered=numbered
-    )
-
-
-def stream(
-    reader: "EpisodeReader",
-    *,
-    batch_size: int,
-    seed: int,
-    start_step: int = 0,
-    rows: Sequence[int] | None = None,
-    threads: int | None = None,
-    numbered: bool = False,
-) -> Iterator[Batch]:
-    """Endless batches of a reader's samples, in the order that the module describes; arguments as in `batches`.
-
-    Raises:
-        UserError: arguments out of range, or too many damaged episodes.
-    """
-    import grain  # here, because configs import this module and grain takes seconds
-
-    wanted = range(batch_size) if rows is None else rows
-    if not wanted or not set(wanted) <= set(range(batch_size)) or start_step < 0 or not 0 <= seed < 2**32:
-        raise UserError(
-            f"batch_size={batch_size}, rows={rows}, start_step={start_step}, seed={seed}: "
-            "ask for rows of the batch, at least one, a step of at least 0 and a seed of 0 .. 2**32 - 1"
-        )
-    threads = threads or min(8, os.cpu_count() or 1)
-    order = grain.MapDataset.range(reader.clips).shuffle(seed=seed)
-    steps = grain.MapDataset.range(start_step, sys.maxsize // batch_size)
-    load = functools.partial(_load, reader=reader, order=order, batch_size=batch_size, rows=wanted, seed=seed)
-    load = functools.partial(load, numbered=numbered)
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-    return iter(steps.map(load).to_iter_dataset(options))
+    bucket = Bucket.of(store, lambda one, room: ClipReader(one, clip, tokenize, room, selection), cache_bytes)
+    return stream([bucket], batch_size=batch_size, seed=seed, **options)
 
 
 def episode_clips(store: EpisodeStore, clip: ClipConfig, episode: int, tokenize: Tokenize) -> Batch:
     """Every clip of one episode in order, as one batch (b = the episode's steps)."""
-    reader = _ClipReader(store, clip, tokenize, cache_bytes=sys.maxsize)
-    samples = [reader.read(number, (0, number)) for number in range(*reader.starts[episode : episode + 2])]
+    reader = ClipReader(store, clip, tokenize, sys.maxsize)
+    samples = [reader.read(number, (0, number)) for number in reader.starts.within(episode)]
     return {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 
-def _load(
-    step: int,
-    *,
-    reader: "EpisodeReader",
-    order: Sequence[int],
-    batch_size: int,
-    rows: Sequence[int],
-    seed: int,
-    numbered: bool,
-) -> Batch:
-    """The wanted rows of one step's batch; `order`, indexed past its length, is shuffled anew each epoch."""
-    positions = [step * batch_size + row for row in rows]
-    numbers, samples = zip(
-        *(_draw(position, int(order[position]), reader, seed) for position in positions), strict=True
-    )
-    batch = {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
-    return batch | {SAMPLE: np.array(numbers)} if numbered else batch
+def stream(buckets: Sequence[Bucket], *, batch_size: int, seed: int, **options: Unpack[Options]) -> Iterator[Batch]:
+    """Endless batches of the buckets' samples, one bucket per step; arguments as in `batches`.
 
-
-def _draw(position: int, number: int, reader: "EpisodeReader", seed: int) -> tuple[int, Batch]:
-    """Clip `number`, or where it is damaged another one that depends on the seed and the position only; and which."""
-    for attempt in range(REDRAWS):
-        key = (seed, position, attempt)
-        try:
-            return number, reader.read(number, key)
-        except BadEpisode as error:
-            redrawn = int(np.random.default_rng(key).integers(reader.clips))
-            _log.warning("sample %d: clip %d is replaced by clip %d: %s", position, number, redrawn, error)
-            number = redrawn
-    raise UserError(f"{REDRAWS} damaged clips in a row in {reader.store.folder}: collect the dataset again")
-
-
-@dataclass(frozen=True)
-class Source:
-    """An episode ready to cut: state (T, s), actions (T, a), and frames (v, T, h, w, 3) or the videos.
-
-    `annotation` (T,) are indices into `language` where the instruction changes with the steps; where it is None,
-    any of `language` is an instruction for all of them.
+    Raises:
+        UserError: arguments out of range; while reading: too many damaged episodes, or storage that does not answer.
     """
+    import grain  # here, because configs import this module and grain takes seconds
 
-    state: np.ndarray
-    actions: np.ndarray
-    language: tuple[str, ...]
-    annotation: np.ndarray | None
-    frames: np.ndarray | None
-    videos: tuple[Video, ...]
+    rows, start, workers = options.get("rows"), options.get("start_step", 0), options.get("workers", 0)
+    wanted = range(batch_size) if rows is None else rows
+    if not wanted or not set(wanted) <= set(range(batch_size)) or start < 0 or workers < 0 or not 0 <= seed < 2**32:
+        raise UserError(
+            f"batch_size={batch_size}, rows={rows}, start_step={start}, workers={workers}, seed={seed}: ask for rows "
+            "of the batch, at least one, a step and workers of at least 0 and a seed of 0 .. 2**32 - 1"
+        )
+    threads = options.get("threads") or max(1, min(8, os.cpu_count() or 1) // max(1, workers))
+    for reader in (reader for bucket in buckets for reader in bucket.readers):
+        reader.share(max(1, workers))
+    load = _Loader(tuple(buckets), batch_size, seed, tuple(wanted), options)
+    steps = grain.MapDataset.range(start, sys.maxsize // batch_size).map(load)
+    found = steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
+    if workers:
+        _parsed_flags()
+        shape = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
+        found = found.mp_prefetch(shape, worker_init_fn=_begin_worker)
+    return _closing(iter(found))
 
-    def instruction(self, step: int, key: tuple[int, ...]) -> str:
-        """The instruction at `step`, drawn by `key` where there are several; "" where there is none."""
-        if self.annotation is not None:
-            return self.language[int(self.annotation[step])]
-        if len(self.language) > 1:
-            return self.language[int(np.random.default_rng(key).integers(len(self.language)))]
-        return self.language[0] if self.language else ""
 
+def replaced(batch: Batch) -> list[dict[str, Any]]:
+    """What a batch says of samples that had to be replaced, in the order of its rows.
 
-class EpisodeReader:
-    """Cuts samples out of a store, keeping decoded episodes in memory while there is room; safe for threads.
-
-    Samples are drawn uniformly, so no episode is likelier to return than another: once the cache is full it
-    keeps what it has (evicting could not raise the hit rate), and of the others only the sample is decoded.
-
-    A subclass says how many samples there are (`starts`: of the first sample of each episode, and their number at
-    the end) and cuts them (`read`).
+    `row` of the global batch, `dataset` (its folder), `sample` (its number there), `episode`, `at` (its step there),
+    `reason`, and `instead`, the sample drawn in its place, which may be bad as well and follow.
     """
+    return json.loads(batch[REPLACED].tobytes()) if REPLACED in batch else []
 
-    starts: np.ndarray
+
+class _Loader:
+    """The wanted rows of a step's batch; picklable."""
+
+    def __init__(
+        self, buckets: tuple[Bucket, ...], batch_size: int, seed: int, rows: tuple[int, ...], options: Options
+    ):
+        self._buckets, self._batch_size, self._rows, self._seed = buckets, batch_size, rows, seed
+        self._numbered, self._keyed = options.get("numbered", False), options.get("keyed", False)
+        sizes = [[reader.clips for reader in bucket.readers] for bucket in buckets]
+        weights = [bucket.weights for bucket in buckets]
+        self._order = Order(sizes, weights, [bucket.share for bucket in buckets], batch_size, seed)
+        self._first = [0, *np.cumsum([size for each in sizes for size in each]).tolist()]
+        self._places = np.cumsum([0] + [len(each) for each in sizes]).tolist()
+
+    def __call__(self, step: int) -> Batch:
+        drawn = [self._row(step, row) for row in self._rows]
+        samples = [sample for sample, *_ in drawn]
+        batch = {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+        if self._numbered:
+            places = np.array([place for _, place, *_ in drawn])
+            batch[DATASET], batch[SAMPLE] = places, np.array([number for _, _, number, _ in drawn])
+            if told := [entry for *_, entries in drawn for entry in entries]:
+                batch[REPLACED] = np.frombuffer(json.dumps(told).encode(), np.uint8)
+        if self._keyed:
+            positions = [step * self._batch_size + row for row in self._rows]
+            batch[AUGMENTATION] = np.stack(
+                [np.random.SeedSequence((self._seed, one)).generate_state(2, np.uint32) for one in positions]
+            )
+        return batch
+
+    def _row(self, step: int, row: int) -> tuple[Batch, int, int, list[dict[str, Any]]]:
+        """A row's sample, its dataset and number over all of them, and what had to be replaced by it.
+
+        A replacement is of the same dataset, so that weights hold, and depends on the seed and the position alone.
+        """
+        bucket, dataset, number = self._order.sample(step, row)
+        reader, place = self._buckets[bucket].readers[dataset], self._places[bucket] + dataset
+        told: list[dict[str, Any]] = []
+        for attempt in range(REDRAWS):
+            key = (self._seed, step * self._batch_size + row, attempt)
+            try:
+                return reader.read(number, key), place, self._first[place] + number, told
+            except BadEpisode as error:
+                instead = int(np.random.default_rng(key).integers(reader.clips))
+                episode, at = reader.starts.locate(number)
+                told.append(
+                    {"row": row, "dataset": str(reader.store.folder), "sample": number, "episode": episode, "at": at}
+                    | {"reason": str(error), "instead": instead}
+                )
+                where = f"batch {step}, row {row}: clip {number} of {reader.store.folder}"
+                _log.warning("%s is replaced by clip %d: %s", where, instead, error)
+                number = instead
+        raise UserError(f"{REDRAWS} damaged clips in a row in {reader.store.folder}: collect the dataset again")
+
+
+def _closing(found: Any) -> Iterator[Batch]:
+    """The batches; closed with it, threads and workers end."""
+    try:
+        yield from found
+    finally:
+        found.close()
+
+
+def _parsed_flags() -> None:
+    """Grain's workers read flags of absl, which nothing here has parsed."""
+    from absl import flags
+
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+
+
+def _begin_worker(worker: int, workers: int) -> None:
+    """A worker never touches an accelerator, leaves signals to the process that started it, and ends with it."""
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: Any) -> None:
+    parent.join()
+    os._exit(1)
+
+
+class ClipReader(EpisodeReader):
+    """Cuts the clips of a `ClipConfig`."""
 
     def __init__(
         self,
         store: EpisodeStore,
-        cameras: tuple[str, ...],
-        state: tuple[str, ...],
-        action: tuple[str, ...],
-        *,
-        images: str,
+        clip: ClipConfig,
+        tokenize: Tokenize,
         cache_bytes: int,
+        selection: Selection = EVERYTHING,
     ):
-        self.store, self.cameras, self.state, self.action, self.images = store, cameras, state, action, images
-        self.size = _view_size(store, cameras, (*state, *action))
-        vectors = sum(int(np.prod(store.fields[name]["shape"])) for name in (*state, *action))
-        self._step_bytes = 4 * vectors + 3 * len(cameras) * self.size[0] * self.size[1]
-        self._cache: dict[int, Source] = {}
-        self._room = cache_bytes
-        self._lock = threading.Lock()
+        options: Any = {"selection": selection, "images": clip.images, "cache_bytes": cache_bytes}
+        super().__init__(store, clip.cameras, clip.state, (clip.action,), **options)
+        if not clip.fps:
+            self.sizes["steps per second (see clip.fps)"] = store.fps
+        rate = store.fps / clip.fps if clip.fps else 1.0
+        self.tokenize = Remembered(tokenize, np.float32)
+        self.offsets = np.rint(np.array(clip.frame_offsets) * rate).astype(np.int64)
+        self.horizon = np.rint(np.arange(clip.action_horizon) * rate).astype(np.int64)
 
-    @property
-    def clips(self) -> int:
-        """Number of samples."""
-        return int(self.starts[-1])
-
-    def read(self, number: int, key: tuple[int, ...]) -> Batch:
-        """Sample `number` without its batch axis; `key` decides where anything about it is drawn.
-
-        Raises:
-            BadEpisode: the episode or its video is damaged.
-        """
-        raise NotImplementedError
-
-    def locate(self, number: int) -> tuple[int, int]:
-        """Episode of sample `number`, and the number that the sample has in it."""
-        index = int(np.searchsorted(self.starts, number, side="right")) - 1
-        return index, number - int(self.starts[index])
-
-    def source(self, index: int) -> Source:
-        """Episode `index`, from the cache, or decoded as a whole if the cache has room for it."""
-        if (source := self._cache.get(index)) is not None:
-            return source
-        episode = self.store[index]
-        language, annotation = _language(episode)
-        source = Source(
-            state=_vectors(episode, self.state),
-            actions=_vectors(episode, self.action),
-            language=language,
-            annotation=annotation,
-            frames=None,
-            videos=tuple(episode.videos[camera] for camera in self.cameras),
-        )
-        if (size := len(episode) * self._step_bytes) <= self._room:
-            # Damage elsewhere in the video must not decide about this sample, as it does not without a cache.
-            with contextlib.suppress(BadEpisode):
-                frames = self._decode(source.videos, np.arange(len(episode)))
-                source = replace(source, frames=frames, videos=())
-            with self._lock:
-                if index not in self._cache and size <= self._room:
-                    self._cache[index] = source
-                    self._room -= size
-        return source
-
-    def pictures(self, source: Source, indices: np.ndarray) -> np.ndarray:
-        """Frames (v, t, h, w, 3) at `indices` of every view."""
-        return self._decode(source.videos, indices) if source.frames is None else source.frames[:, indices]
-
-    def _decode(self, videos: Sequence[Video], indices: np.ndarray) -> np.ndarray:
-        if self.images == "zero":
-            return np.zeros((len(videos), len(indices), *self.size, 3), np.uint8)
-        return np.stack([decode(video, indices) for video in videos])
-
-
-class _ClipReader(EpisodeReader):
-    """Cuts the clips of a `ClipConfig`."""
-
-    def __init__(self, store: EpisodeStore, clip: ClipConfig, tokenize: Tokenize, cache_bytes: int):
-        super().__init__(store, clip.cameras, clip.state, (clip.action,), images=clip.images, cache_bytes=cache_bytes)
-        self.tokenize = functools.lru_cache(maxsize=4096)(lambda text: np.asarray(tokenize(text), np.float32))
-        self.starts = np.cumsum(np.concatenate([[0], store.lengths]))
-        self.offsets = np.array(clip.frame_offsets)
-        self.horizon = np.arange(clip.action_horizon)
-
-    def read(self, number: int, key: tuple[int, ...]) -> Batch:
-        index, step = self.locate(number)
-        source = self.source(index)
+    def cut(self, source: Source, step: int, key: tuple[int, ...]) -> Batch:
         frames, steps = step + self.offsets, step + self.horizon
         last = len(source.actions) - 1
         shown, taken = frames.clip(0, last), steps.clip(0, last)
@@ -303,38 +343,3 @@ class _ClipReader(EpisodeReader):
             "action_mask": steps == taken,
             "language": self.tokenize(source.instruction(step, key)),
         }
-
-
-def _view_size(store: EpisodeStore, cameras: tuple[str, ...], fields: tuple[str, ...]) -> tuple[int, int]:
-    """Height and width of the views, after checking that the store has all that is asked for."""
-    for name in fields:
-        if name not in store.fields:
-            known = ", ".join(store.fields) or "none"
-            raise UserError(f"no step field '{name}' in {store.folder}: choose among {known}")
-    for name in cameras:
-        if name not in store.cameras:
-            known = ", ".join(store.cameras) or "none"
-            raise UserError(f"no camera '{name}' in {store.folder}: choose among {known}")
-    sizes = {store.cameras[name] for name in cameras}
-    if len(sizes) > 1:
-        raise UserError(f"cameras {', '.join(cameras)} differ in size {sorted(sizes)}: choose cameras of one size")
-    return sizes.pop()
-
-
-def _vectors(episode: Episode, names: Sequence[str]) -> np.ndarray:
-    """Step fields side by side as float32 vectors (T, n)."""
-    parts = [np.empty((len(episode), 0)), *(episode.steps[name].reshape(len(episode), -1) for name in names)]
-    return np.concatenate([part.astype(np.float32) for part in parts], axis=1)
-
-
-def _language(episode: Episode) -> tuple[tuple[str, ...], np.ndarray | None]:
-    """The instructions, and which of them holds at which step (None: any of them)."""
-    annotation = episode.steps.get(ANNOTATION)
-    if annotation is None:
-        return episode.language, None
-    texts = episode.metadata.get(ANNOTATIONS)
-    if not isinstance(texts, list) or annotation.shape != (len(episode),) or annotation.dtype.kind not in "iu":
-        raise BadEpisode(f"'{ANNOTATION}' must be one index per step into the metadata '{ANNOTATIONS}'")
-    if not 0 <= annotation.min() <= annotation.max() < len(texts):
-        raise BadEpisode(f"'{ANNOTATION}' has indices outside the {len(texts)} texts of '{ANNOTATIONS}'")
-    return tuple(map(str, texts)), annotation

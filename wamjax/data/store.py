@@ -101,7 +101,8 @@ def finish(folder: PathLike, *, name: str | None = None) -> dict[str, Any]:
         "fingerprint": hashlib.sha256(hashes.encode()).hexdigest(),
     }
     train = EpisodeStore(folder, "train", dataset=dataset)
-    write_sealed(folder / "statistics.json", train.pool().describe())
+    steps = (train[i].steps for i in range(len(train)))
+    write_sealed(folder / "statistics.json", statistics.compute(steps, int(train.lengths.sum())))
     write_sealed(folder / "dataset.json", dataset)
     for leftover in folder.glob(f".*{PARTIAL}"):
         leftover.unlink(missing_ok=True)

@@ -179,7 +179,7 @@ def train_row(
         state, metrics = step(state, frozen, rows)
         return state, metrics
 
-    passes, size = policy.passes("train"), len(next(iter(batch.values())))
+    passes, size = learner.passes("train"), len(next(iter(batch.values())))
     timing = timed(run, repeats, clock=clock)
     return Row("train step", timing, 0.0, False, size * of_passes(passes).total), size * sum(
         one.plan.length for one in passes

@@ -144,6 +144,7 @@ def attend_to_all(
     if queries <= block or (mask is None and _kernel(q) == "gpu"):
         return _attend(q, k, v, mask)
     count = -(-queries // block)
+    block = -(-queries // count)  # as equal as can be: little is padded
 
     def cut(x: Array) -> Array:
         padded = jnp.pad(x, ((0, 0), (0, count * block - queries)) + ((0, 0),) * (x.ndim - 2))

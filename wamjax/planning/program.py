@@ -17,6 +17,7 @@ from wamjax.sharding.mesh import Rules, batch_sharding, shardings
 from wamjax.training.loop import TrainConfig
 from wamjax.training.lora import Adapted, LoRAConfig, split
 from wamjax.training.optimizer import make_optimizer
+from wamjax.training.rounding import in_eight_bits
 from wamjax.training.step import Learner, TrainState, abstract_state, make_step
 
 
@@ -38,7 +39,8 @@ class Subject:
 
     @classmethod
     def of(cls, learner: Learner, encoded: Any, frozen: Params, config: TrainConfig, rules: Rules) -> Subject:
-        """With low-rank adapters in place, where the run trains these."""
+        """With products in 8 bits and low-rank adapters in place, where the run has these."""
+        learner = in_eight_bits(learner, config.products)
         if config.lora is not None:
             frozen = {"policy": frozen, "base": {"base": _base(learner, config.lora)}}
             learner = Adapted(learner, config.lora, "base")
@@ -89,12 +91,14 @@ def compile_step(subject: Subject, mesh: Mesh) -> Program:
     )
     compiled = step.lower(state, frozen, batch).compile()
     sizes = compiled.memory_analysis()
+    # The compiler's peak has the arguments on hosts in it, though it does not hold them against the chip's memory.
+    peak = sizes.peak_memory_in_bytes - sizes.host_argument_size_in_bytes
     memory = {
         "arguments": int(sizes.argument_size_in_bytes),
         # The compiler's own sum of temporaries counts what takes the same place twice.
-        "temporaries": int(sizes.peak_memory_in_bytes - sizes.argument_size_in_bytes),
+        "temporaries": int(peak - sizes.argument_size_in_bytes),
         "host": int(sizes.host_temp_size_in_bytes + sizes.host_argument_size_in_bytes),
-        "peak": int(sizes.peak_memory_in_bytes),
+        "peak": int(peak),
     }
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     spent = time.monotonic() - begin, time.process_time() - worked

@@ -95,6 +95,7 @@ class Pass:
         queries: how many of the plan's last tokens are computed (the others come from a cache).
         repeats: how often it runs.
         trained: whether a backward pass follows.
+        through: whether that only passes through, as the weights stay: no gradients are made of them.
     """
 
     network: Counted
@@ -102,6 +103,12 @@ class Pass:
     queries: int
     repeats: int = 1
     trained: bool = False
+    through: bool = False
+
+    @property
+    def forwards(self) -> tuple[int, int]:
+        """Forward passes' worth of products with weights, and of attention, backward pass included."""
+        return (2 if self.through else 3, 3) if self.trained else (1, 1)
 
 
 @dataclasses.dataclass(frozen=True)

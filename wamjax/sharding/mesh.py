@@ -43,17 +43,22 @@ class MeshConfig:
     context: int = 1
     tensor: int = 1
 
+    def over(self, devices: int) -> MeshConfig:
+        """With the size that -1 stands for; a UserError where the sizes do not fit so many devices."""
+        sizes = dataclasses.asdict(self)
+        if any(size == 0 or size < -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
+            raise UserError(f"mesh sizes {sizes} must be positive, with at most one -1 for 'all that are left'")
+        fixed = math.prod(size for size in sizes.values() if size != -1)
+        if devices % fixed or (-1 not in sizes.values() and fixed != devices):
+            raise UserError(f"a mesh of {sizes} does not fit {devices} devices: set one of mesh.* to -1")
+        return MeshConfig(**{name: size if size != -1 else devices // fixed for name, size in sizes.items()})
+
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """The mesh over all devices; a UserError where sizes and devices do not agree."""
     devices = jax.devices() if devices is None else devices
-    sizes = dataclasses.asdict(config)
-    if any(size == 0 or size < -1 for size in sizes.values()) or list(sizes.values()).count(-1) > 1:
-        raise UserError(f"mesh sizes {sizes} must be positive, with at most one -1 for 'all that are left'")
-    fixed = math.prod(size for size in sizes.values() if size != -1)
-    if len(devices) % fixed or (-1 not in sizes.values() and fixed != len(devices)):
-        raise UserError(f"a mesh of {sizes} does not fit {len(devices)} devices: set one of mesh.* to -1")
-    shape = tuple(size if size != -1 else len(devices) // fixed for size in sizes.values())
+    sizes = dataclasses.asdict(config.over(len(devices)))
+    shape = tuple(sizes.values())
     return Mesh(_arranged(shape, devices), tuple(sizes), axis_types=(AxisType.Auto,) * len(shape))
 
 

@@ -9,11 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from wamjax.data.pipeline import SAMPLE
+from wamjax.data.pipeline import DATASET, ON_HOST, SAMPLE
 from wamjax.training.clock import Clock, Ledger
 from wamjax.training.guard import Guard, GuardConfig, Rewind, batch_of, without
 from wamjax.training.meter import Meter, Rates
 from wamjax.training.metrics import make_writer
+from wamjax.training.quarantine import Quarantine, QuarantineConfig
 from wamjax.training.samples import SampleLog
 from wamjax.training.step import TrainState
 
@@ -26,6 +27,7 @@ class Lineage:
         clock, ledger: the run's time.
         batches: (number of the first batch, rows) -> endless batches. rows: of this process.
         log_every: steps between records. log_samples: whether to log samples.
+        quarantine: how much bad input is too much.
         guard: what is done about bad steps. rates: what to measure against.
         good: describes the newest good checkpoint.
         first: the step that the run goes on with. meta: of its checkpoint; None for a new run.
@@ -41,6 +43,7 @@ class Lineage:
         rows: Sequence[int],
         log_every: int,
         log_samples: bool,
+        quarantine: QuarantineConfig,
         guard: GuardConfig,
         rates: Rates,
         good: Callable[[], str],
@@ -53,15 +56,17 @@ class Lineage:
         self._clock, self._good = clock, good
         self._guard = Guard(guard, known.get("guard", {}), first, bad)
         self._samples = SampleLog(run, first, rows, log_samples)
+        self._quarantine = Quarantine(run, first, quarantine, len(rows))
         self._writer = make_writer(run, rates.steps, first)
         begin, left_out = batch_of(first, self._guard.left_out), self._guard.left_out
         self._batches = without(batches(begin, rows), begin, left_out)
         self._meter = Meter(rates, known.get("meter", {}), first, log_every, clock, ledger)
 
     def next(self, step: int) -> dict[str, np.ndarray]:
-        """The rows of this process in the batch of a step."""
+        """The rows of this process in the batch of a step; a UserError where too many samples are bad."""
         number, batch = next(self._batches)
-        self._samples.write(step, number, batch.get(SAMPLE))
+        self._samples.write(step, number, batch.get(SAMPLE), batch.get(DATASET))
+        self._quarantine.take(step, number, batch)
         return on_device(batch)
 
     def take(self, step: int, metrics: dict[str, jax.Array] | None) -> None:
@@ -77,7 +82,7 @@ class Lineage:
         self._guard.look(step - 1, values, bool(values.pop("bad", 0.0)), self._good)
         record = self._meter.take(step, values)
         if record is not None:
-            self._writer.write(step, record | self._guard.counts)
+            self._writer.write(step, record | self._guard.counts | self._quarantine.counts)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Records other values of a step, where there are any."""
@@ -87,6 +92,7 @@ class Lineage:
     def record(self, step: int) -> dict[str, Any]:
         """What belongs into a checkpoint of `step` steps; everything logged until then is on the disk."""
         self._samples.flush()
+        self._quarantine.flush()
         return {
             "data": {"next_step": step, "next_batch": batch_of(step, self._guard.left_out)},
             "meter": self._meter.record(),
@@ -99,14 +105,15 @@ class Lineage:
 
     def summary(self, state: TrainState) -> dict[str, Any]:
         """What the run spent and reached."""
-        return self._meter.summary(state) | self._guard.counts
+        return self._meter.summary(state) | self._guard.counts | self._quarantine.counts
 
     def close(self) -> None:
         """Closes the files."""
         self._samples.close()
+        self._quarantine.close()
         self._writer.close()
 
 
 def on_device(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """A batch without what stays on the host."""
-    return {name: rows for name, rows in batch.items() if name != SAMPLE}
+    return {name: rows for name, rows in batch.items() if name not in ON_HOST}

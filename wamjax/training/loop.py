@@ -17,10 +17,12 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from wamjax.data.augment import AugmentConfig
 from wamjax.errors import UserError
 from wamjax.policies.contract import Params
 from wamjax.sharding import processes
 from wamjax.sharding.mesh import OnMesh, Rules, place, process_rows, shardings, to_devices
+from wamjax.training.augmented import augmented
 from wamjax.training.checkpoint import Checkpoints, DamagedCheckpoint
 from wamjax.training.clock import Clock, Ledger
 from wamjax.training.guard import GuardConfig, Rewind
@@ -28,12 +30,16 @@ from wamjax.training.lineage import Lineage, on_device
 from wamjax.training.lora import LoRAConfig, adapt
 from wamjax.training.meter import Rates
 from wamjax.training.optimizer import OptimizerConfig, make_optimizer
+from wamjax.training.quarantine import QuarantineConfig
 from wamjax.training.rounding import in_eight_bits
 from wamjax.training.step import Learner, TrainState, abstract_state, init_state, make_step, make_validation
 from wamjax.training.watch import Notice, Profiler, WatchConfig, Watchdog
 
 Batches = Callable[[int, Sequence[int]], Iterator[dict[str, np.ndarray]]]
-"""(number of the first batch, rows of this process) -> endless batches; with `SAMPLE` where samples are logged."""
+"""(number of the first batch, rows of this process) -> endless batches, with what `ON_HOST` names."""
+
+Initial = Callable[[], Params | None]
+"""Makes parameters to begin with; None: the policy's own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +54,9 @@ class TrainConfig:
         optimizer: optimizer and schedule.
         lora: adapters to train beside parameters that stay; None trains all parameters.
         products: "int8" or "fp8": blocks multiply in 8 bits (`wamjax.training.rounding`); "" for the policy's numbers.
-        guard: what is done about bad steps. watch: how the run is watched.
+        augment: what is done to the frames of training batches; None for nothing.
+        guard: what is done about bad steps. quarantine: how much bad input is too much.
+        watch: how the run is watched.
         log_every, validate_every, checkpoint_every: in steps.
         validation_batches: batches of one validation.
         keep: newest checkpoints kept. keep_every: checkpoints of such steps are kept for ever; 0 for none.
@@ -61,7 +69,9 @@ class TrainConfig:
     optimizer: OptimizerConfig = OptimizerConfig()
     lora: LoRAConfig | None = None
     products: str = ""
+    augment: AugmentConfig | None = None
     guard: GuardConfig = GuardConfig()
+    quarantine: QuarantineConfig = QuarantineConfig()
     watch: WatchConfig = WatchConfig()
     log_every: int = 20
     validate_every: int = 500
@@ -87,7 +97,7 @@ def train(
     validation: Batches | None,
     run: Path,
     meta: dict[str, Any],
-    initial: Params | None = None,
+    initial: Initial = lambda: None,
     clock: Clock | None = None,
 ) -> dict[str, Any] | None:
     """Trains until `config.steps`, going on from the run folder's newest checkpoint.
@@ -98,7 +108,7 @@ def train(
         batches, validation: loaders.
         run: folder for checkpoints and metrics.
         meta: stored with every checkpoint.
-        initial: parameters to begin with, for instance imported ones; their arrays are used up. None: the policy's.
+        initial: makes the parameters to begin with, which are used up; a run that goes on does not ask, without LoRA.
         clock: of this process; default: one that starts now.
 
     Returns:
@@ -108,7 +118,8 @@ def train(
         NonFiniteLoss: bad steps, as far as `config.guard` says; names the last good checkpoint.
     """
     clock = clock or Clock()
-    policy, initial, frozen = adapt(in_eight_bits(policy, config.products), initial, frozen, config.lora, config.seed)
+    policy = augmented(in_eight_bits(policy, config.products), config.augment)
+    policy, initial, frozen = _adapted(policy, initial, frozen, config)
     frozen = place(frozen, shardings(frozen, rules, mesh))
     made = _make(policy, config, mesh, rules, initial, batches, validation, run, clock)
     checkpoints, watch, rewinds = made.checkpoints, config.watch, config.guard.on_bad_step == "rewind"
@@ -157,6 +168,14 @@ def train(
     return lineage.summary(state) if ended else None
 
 
+def _adapted(policy: Learner, initial: Initial, frozen: Params, config: TrainConfig) -> tuple[Learner, Initial, Params]:
+    """`adapt`, which has to know the first parameters only where there are adapters."""
+    if config.lora is None:
+        return policy, initial, frozen
+    policy, params, frozen = adapt(policy, initial(), frozen, config.lora, config.seed)
+    return policy, lambda: params, frozen
+
+
 @dataclasses.dataclass(frozen=True)
 class _Made:
     """What a run is made of, wherever it goes on.
@@ -180,7 +199,7 @@ def _make(
     config: TrainConfig,
     mesh: Mesh,
     rules: Rules,
-    initial: Params | None,
+    initial: Initial,
     batches: Batches,
     validation: Batches | None,
     run: Path,
@@ -192,13 +211,18 @@ def _make(
     rows = process_rows(config.batch_size, mesh, config.portions)
     checkpoints = Checkpoints(run, config.keep, config.keep_every)
     rates = Rates(policy, config.batch_size, config.optimizer, config.steps)
-    initial = place(initial, shardings(initial, rules, mesh))
+
+    def create() -> TrainState:
+        params = initial()
+        params = place(params, shardings(params, rules, mesh))
+        return init_state(policy, optimizer, ema, seed, mesh, rules, params, guard)
+
     return _Made(
         checkpoints=checkpoints,
         step=make_step(policy, optimizer, ema, seed, mesh, abstract, config.portions, guard.spike),
         validate=_validator(policy, config, mesh, validation, rows),
         abstract=abstract,
-        create=functools.partial(init_state, policy, optimizer, ema, seed, mesh, rules, initial, guard),
+        create=create,
         follow=functools.partial(
             Lineage,
             run,
@@ -208,6 +232,7 @@ def _make(
             rows,
             config.log_every,
             config.watch.log_samples,
+            config.quarantine,
             guard,
             rates,
             checkpoints.last_good,

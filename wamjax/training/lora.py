@@ -25,7 +25,7 @@ from wamjax.nn.weights import LowRank, dense
 from wamjax.policies.contract import Batch, Draws, Encoded, Params, Pass
 from wamjax.training.checkpoint import fingerprint
 from wamjax.training.paths import leaves, matches, nest
-from wamjax.training.step import Learner
+from wamjax.training.step import Around, Learner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,14 +133,13 @@ def merged(trainable: Params, frozen: Params, config: LoRAConfig | None) -> tupl
 
 
 @dataclasses.dataclass(frozen=True)
-class Adapted:
-    """A policy of which adapters are trained; see `Policy` for the methods.
+class Adapted(Around):
+    """A policy of which adapters are trained.
 
     Attributes:
-        policy: the policy. config: what is adapted. base: the name of the base, which has its fingerprint.
+        config: what is adapted. base: the name of the base, which has its fingerprint.
     """
 
-    policy: Learner
     config: LoRAConfig
     base: str
 
@@ -152,17 +151,13 @@ class Adapted:
         """The policy's."""
         return self.policy.encode(frozen["policy"], key, batch)
 
-    def draw(self, key: Array, encoded: Encoded) -> Draws:
-        """The policy's."""
-        return self.policy.draw(key, encoded)
-
     def loss(self, params: Params, frozen: Params, encoded: Encoded, draws: Draws) -> dict[str, tuple[Array, Array]]:
         """The policy's, of base and adapters together."""
         return self.policy.loss(_joined(params, frozen["base"], self.config), frozen["policy"], encoded, draws)
 
     def passes(self, mode: str) -> list[Pass]:
-        """The policy's."""
-        return self.policy.passes(mode)
+        """The policy's, without gradients of the base; adapters are small, and not counted."""
+        return [dataclasses.replace(one, through=one.trained) for one in self.policy.passes(mode)]
 
 
 def _joined(trainable: Params, base: Params, config: LoRAConfig) -> Params:

@@ -18,9 +18,9 @@ from jaxtyping import Array, Float
 
 from wamjax.errors import UserError
 from wamjax.nn.weights import Kernel, LowRank, dense, product
-from wamjax.policies.contract import Batch, Draws, Encoded, Params, Pass
+from wamjax.policies.contract import Draws, Encoded, Params
 from wamjax.training.paths import leaves, matches, nest
-from wamjax.training.step import Learner
+from wamjax.training.step import Around, Learner
 
 KINDS: Mapping[str, tuple[Any, Any]] = {
     "int8": (jnp.int8, jnp.int8),
@@ -45,35 +45,18 @@ class Rounded:
 
 
 @dataclasses.dataclass(frozen=True)
-class InEightBits:
-    """A policy whose blocks multiply in 8 bits while it is trained; see `Policy` for the methods.
+class InEightBits(Around):
+    """A policy whose blocks multiply in 8 bits while it is trained.
 
     Attributes:
-        policy: the policy. kind: a name of `KINDS`.
+        kind: a name of `KINDS`.
     """
 
-    policy: Learner
     kind: str
-
-    def init(self, key: Array) -> Params:
-        """The policy's."""
-        return self.policy.init(key)
-
-    def encode(self, frozen: Params, key: Array | None, batch: Batch) -> Encoded:
-        """The policy's."""
-        return self.policy.encode(frozen, key, batch)
-
-    def draw(self, key: Array, encoded: Encoded) -> Draws:
-        """The policy's."""
-        return self.policy.draw(key, encoded)
 
     def loss(self, params: Params, frozen: Params, encoded: Encoded, draws: Draws) -> dict[str, tuple[Array, Array]]:
         """The policy's, of rounded kernels."""
         return self.policy.loss(rounded(params, self.kind), frozen, encoded, draws)
-
-    def passes(self, mode: str) -> list[Pass]:
-        """The policy's."""
-        return self.policy.passes(mode)
 
 
 def in_eight_bits(policy: Learner, kind: str) -> Learner:

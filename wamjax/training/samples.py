@@ -1,24 +1,20 @@
 """The log of samples: which one each row of every step's batch was, to prove that none was skipped or repeated.
 
-`<run>/samples/<process>.jsonl` has a line per step: the step, the number of its batch, and the numbers of the dataset's
-samples in the rows that the process read. A resumed run drops the lines of the steps that it does again, so what is
-left is the surviving lineage. Lines are on the disk before a checkpoint of later steps can be.
+`<run>/samples/<process>.jsonl` has a line per step: the step, the number of its batch, the numbers of the samples in
+the rows that the process read, and which dataset of a mixture each is of. Numbers go over all datasets in their order.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from wamjax.data.files import keep_lines
 from wamjax.errors import UserError
-from wamjax.sharding import processes
+from wamjax.training.step_log import StepLog
 
 
 class SampleLog:
@@ -32,32 +28,21 @@ class SampleLog:
     """
 
     def __init__(self, run: Path, first: int, rows: Sequence[int], asked: bool) -> None:
-        self._rows, self._file = list(rows), None
-        folder = run / "samples"
-        if processes.first():
-            for path in folder.glob("*.jsonl"):  # of all processes, of which there may have been more
-                keep_lines(path, lambda line: line["step"] < first)
-        processes.meet("the log of samples is cut")
-        if asked:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = (folder / f"{jax.process_index()}.jsonl").open("a")
+        self._rows, self._asked, self._log = list(rows), asked, StepLog(run, "samples", first)
 
-    def write(self, step: int, number: int, samples: np.ndarray | None) -> None:
+    def write(self, step: int, number: int, samples: np.ndarray | None, datasets: np.ndarray | None = None) -> None:
         """Records the batch of a step."""
-        if self._file is not None and samples is not None:
+        if self._asked and samples is not None:
             line = {"step": step, "batch": number, "rows": self._rows, "samples": samples.tolist()}
-            self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
+            self._log.write(line if datasets is None else line | {"datasets": datasets.tolist()})
 
     def flush(self) -> None:
         """Brings everything to the disk."""
-        if self._file is not None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        self._log.flush()
 
     def close(self) -> None:
         """Flushes and closes the file."""
-        if self._file is not None:
-            self._file.close()
+        self._log.close()
 
 
 def lineage(run: Path) -> list[tuple[int, tuple[int, ...]]]:

@@ -1,0 +1,44 @@
+"""Options that say how to read a dataset of any format, and the source that they mean."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from wamjax.data.readers import Source
+
+CRF = 18  # `video.CRF`, which importing would load video libraries for --help
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the options."""
+    parser.add_argument("--format", metavar="FORMAT", help="of the source, where it is not recognised")
+    parser.add_argument("--fps", type=float, metavar="HZ", help="steps per second, where the source does not say")
+    parser.add_argument("--split", default="train", help="of the source (train)")
+    parser.add_argument("--embodiment", metavar="ROBOT", help="for GEAR: name, dotted module or .py file")
+
+
+def open_source(address: str, args: argparse.Namespace) -> Source:
+    """The dataset at an address, read as the options say."""
+    from wamjax.data import embodiments, readers
+    from wamjax.data.video import encode
+
+    options = readers.Options(
+        split=args.split,
+        embodiment=embodiments.load(args.embodiment) if args.embodiment else None,
+        encode=functools.partial(encode, crf=getattr(args, "crf", CRF)),
+        fps=args.fps,
+        size=_size(args.size) if getattr(args, "size", None) else None,
+    )
+    return readers.open_source(address, args.format, options)
+
+
+def _size(text: str) -> tuple[int, int]:
+    from wamjax.errors import UserError
+
+    height, _, width = text.partition("x")
+    if not (height.isdigit() and width.isdigit() and int(height) and int(width)):
+        raise UserError(f"--size {text}: give height and width, such as 180x320")
+    return int(height), int(width)

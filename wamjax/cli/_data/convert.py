@@ -1,0 +1,75 @@
+"""Write a dataset of any format as a native store or as LeRobot v3.0.
+
+    wamjax data convert gs://bucket/droid_101/1.0.1 runs/droid
+    wamjax data convert runs/demo/data lerobot/demo --to lerobot
+
+A conversion to the native store goes on where it stopped; damaged episodes are left out, and named.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from wamjax.cli._data._source import CRF, add_source_arguments, open_source
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+    from wamjax.data.episode import Episode
+    from wamjax.data.readers import Source
+
+HELP = "write a dataset of any format as a native store or as LeRobot v3.0"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares its options."""
+    parser.add_argument("source", metavar="SOURCE", help="dataset folder or file, local or a URL such as gs://…")
+    parser.add_argument("out", metavar="OUT", help="dataset folder to write")
+    parser.add_argument("--to", choices=("native", "lerobot"), default="native", help="what to write (native)")
+    parser.add_argument(
+        "--crf", type=int, default=CRF, metavar="N", help="quality of pictures that become video (18); 0 is lossless"
+    )
+    parser.add_argument("--size", metavar="HxW", help="height and width that videos are brought to, such as 180x320")
+    add_source_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs it."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from wamjax.data import convert, lerobot_export
+
+    source = open_source(args.source, args)
+    settings = {key: getattr(args, key) for key in ("source", "split", "crf", "size", "fps", "embodiment")}
+    with Progress(console=Console(stderr=True)) as bars:
+        watched = _Watched(source, bars)
+        if args.to == "lerobot":
+            count = lerobot_export.export_dataset(watched, args.out)
+        else:
+            count = convert.to_store(watched, args.out, split=args.split, settings=settings)
+        watched.finish()
+    print(f"dataset     {args.out}: {count} of {len(source)} episodes")
+
+
+class _Watched:
+    """A source that shows how far its reading is."""
+
+    def __init__(self, source: Source, bars: Progress):
+        self._source, self._bars = source, bars
+        self._bar = bars.add_task(f"converting {source.name}", total=len(source))
+
+    @property
+    def name(self) -> str:
+        return self._source.name
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Episode:
+        self._bars.update(self._bar, completed=index)
+        return self._source[index]
+
+    def finish(self) -> None:
+        self._bars.update(self._bar, completed=len(self))

@@ -1,0 +1,27 @@
+"""Write a native store as a GEAR dataset.
+
+wamjax data export-gear runs/droid droid_gear --embodiment droid
+"""
+
+from __future__ import annotations
+
+import argparse
+
+HELP = "write a GEAR dataset"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares its options."""
+    parser.add_argument("source", metavar="SOURCE", help="dataset folder to read")
+    parser.add_argument("out", metavar="OUT", help="dataset folder to write")
+    parser.add_argument("--embodiment", required=True, metavar="ROBOT", help="name, dotted module or .py file")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs it."""
+    from wamjax.data import embodiments, gear_export
+    from wamjax.data.store import EpisodeStore
+
+    store = EpisodeStore(args.source)
+    gear_export.export_dataset(store, args.out, embodiments.load(args.embodiment))
+    print(f"dataset     {args.out}: {len(store)} episodes")

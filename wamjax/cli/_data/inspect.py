@@ -1,0 +1,95 @@
+"""Tell what a dataset of any format holds.
+
+wamjax data inspect runs/demo/data
+wamjax data inspect gs://bucket/droid_101/1.0.1
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wamjax.cli._data._source import add_source_arguments, open_source
+
+if TYPE_CHECKING:
+    from wamjax.data.store import EpisodeStore
+
+HELP = "print what a dataset of any format holds"
+
+LINES = 20  # tasks or sources that are listed
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares its options."""
+    parser.add_argument("data", metavar="DATA", help="dataset folder or file, local or a URL such as gs://…")
+    parser.add_argument("--verify", action="store_true", help="also read every shard and compare its checksum")
+    add_source_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Runs it."""
+    from wamjax.data.readers import native
+    from wamjax.data.storage import Place
+
+    if args.format in (None, "native") and (place := Place.of(args.data)).is_local and native.recognises(place):
+        _inspect_store(Path(place.path), args.verify)
+        return
+    source = open_source(args.data, args)
+    print(f"dataset     {source.name}, {len(source)} episodes; the first:")
+    episode = source[0]
+    print(f"            {len(episode)} steps, {episode.metadata['fps']:g} per second")
+    for camera, video in episode.videos.items():
+        print(f"camera      {camera} {video.height}x{video.width}")
+    for name, values in episode.steps.items():
+        print(f"field       {name} {values.dtype} {list(values.shape[1:])}")
+    annotations: Any = episode.metadata.get("annotations", ())
+    for text in episode.language or annotations:
+        print(f"language    {text}")
+    for name, value in episode.metadata.items():
+        print(f"metadata    {name} {value}"[:120])
+
+
+def _inspect_store(folder: Path, verify: bool) -> None:
+    from wamjax.data.store import EpisodeStore
+
+    store = EpisodeStore(folder)
+    megabytes = sum(shard.stat().st_size for shard in folder.glob("*.array_record")) / 1e6
+    print(f"dataset     {store.name}, {store.fps:g} steps per second, {megabytes:.1f} MB")
+    print(f"fingerprint {store.fingerprint}")
+    for camera, (height, width) in store.cameras.items():
+        print(f"camera      {camera} {height}x{width}")
+    statistics = store.statistics
+    for name, field in store.fields.items():
+        print(f"field       {name} {field['dtype']} {field['shape']}{_spread(statistics.get(name))}")
+    for split in store.splits:
+        part = EpisodeStore(folder, split)
+        if verify:
+            part.verify()
+        print(f"split       {split}: {len(part)} episodes, {int(part.lengths.sum())} steps")
+        for line in _tasks(part):
+            print(f"            {line}")
+
+
+def _tasks(store: EpisodeStore) -> list[str]:
+    """One line per task (or source, where there are no tasks): episodes, and their mean length."""
+    names = [str(store.metadata(i).get("task") or store.metadata(i).get("source")) for i in range(len(store))]
+    steps: Counter[str] = Counter()
+    for name, length in zip(names, store.lengths.tolist(), strict=True):
+        steps[name] += length
+    counts = sorted(Counter(names).items())
+    lines = [f"{name}: {n} episodes of {steps[name] / n:.1f} steps" for name, n in counts[:LINES]]
+    return lines + ([f"and {len(counts) - LINES} more"] if len(counts) > LINES else [])
+
+
+def _spread(statistics: Any) -> str:
+    """The range of a field's values, 1st to 99th percentile."""
+    if not statistics:
+        return ""
+    low, high = statistics["q01"], statistics["q99"]
+    return f", 1 % {_numbers(low)}, 99 % {_numbers(high)}"
+
+
+def _numbers(values: Any) -> str:
+    return "[" + ", ".join(f"{x:.3g}" for x in values) + "]" if isinstance(values, list) else f"{values:.3g}"
