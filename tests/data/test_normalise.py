@@ -17,7 +17,6 @@ from wamjax.data.normalise import (
     Normalisation,
     dataset_statistics,
     denormalise,
-    keep_relative_statistics,
     normalisation,
     normalise,
     relative_statistics,
@@ -148,33 +147,6 @@ def test_relative_statistics_pool_all_offsets_and_starts(store: EpisodeStore) ->
         np.testing.assert_allclose(found["arm"][name], how(values, axis=0), rtol=1e-12)
     np.testing.assert_array_equal(found["arm"]["q01"], np.quantile(values, 0.01, axis=0))
     np.testing.assert_array_equal(found["arm"]["q99"], np.quantile(values, 0.99, axis=0))
-
-
-def test_relative_statistics_are_kept_for_the_very_same_data_and_robot(
-    store: EpisodeStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = relative_statistics(store, WALKER)
-    path = keep_relative_statistics(store, WALKER)
-    with monkeypatch.context() as patch:
-        patch.setattr(EpisodeStore, "__getitem__", lambda *_: pytest.fail("an episode is read"))
-        assert relative_statistics(store, WALKER) == found
-    other = replace(WALKER, frames_per_chunk=4)
-    assert relative_statistics(store, other)["arm"] != found["arm"]
-    path.write_text(path.read_text().replace("0.", "1."))
-    assert relative_statistics(store, WALKER) == found  # damaged: computed again
-    path.unlink()
-
-
-def test_relative_statistics_of_much_are_as_near_as_they_say(
-    store: EpisodeStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    values = pooled([walker(i, length) for i, length in enumerate(LENGTHS)])
-    monkeypatch.setattr(module, "EXACT", 10)
-    found = relative_statistics(store, WALKER)["arm"]
-    np.testing.assert_allclose(found["mean"], values.mean(0), rtol=1e-12)
-    for name, part in (("q01", 0.01), ("q99", 0.99)):
-        assert ((values < found[name]).mean(0) <= part).all()
-        assert ((values <= found[name]).mean(0) >= part).all()
 
 
 def test_statistics_of_many_episodes_are_of_the_original_sample(

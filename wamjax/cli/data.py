@@ -17,6 +17,8 @@ docs/data.md says what each reader makes of its source. An embodiment is droid, 
 own (docs/embodiments.md).
 """
 
+from __future__ import annotations
+
 import argparse
 import importlib
 from types import ModuleType

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -21,8 +20,6 @@ from jaxtyping import Array, Bool, Float
 
 from wamjax.data import statistics
 from wamjax.data.embodiments import Embodiment, Field
-from wamjax.data.files import read_sealed, write_sealed
-from wamjax.data.statistics import EXACT, Pool
 from wamjax.errors import UserError
 
 if TYPE_CHECKING:
@@ -142,7 +139,6 @@ def dataset_statistics(store: Dataset, embodiment: Embodiment) -> Statistics:
     known: Mapping[str, Any] = store.statistics
     parts: Statistics = {"state": {}, "action": {}}
     for part, fields in (("state", embodiment.state), ("action", embodiment.action)):
-        _check_fields(store, fields)
         for field in fields:
             if field.name not in known:
                 raise UserError(f"no step field '{field.name}' in {store.folder}: choose another embodiment")
@@ -157,12 +153,6 @@ def relative_statistics(store: Dataset, embodiment: Embodiment) -> dict[str, dic
     action[i + k] - state[i], pooled over all k of a chunk and all steps i at which a whole chunk starts, of at most
     `EPISODES` episodes.
     """
-    fields = [field for field in embodiment.action if field.relative]
-    if not fields:
-        return {}
-    _check_fields(store, (*embodiment.state, *fields))
-    if (known := _kept(store, embodiment)) is not None:
-        return known
     chosen = np.arange(len(store))
     if len(chosen) > EPISODES:
         chosen = np.random.default_rng(SEED).choice(len(chosen), EPISODES, replace=False)

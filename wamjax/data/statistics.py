@@ -15,16 +15,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Num
 
-from wamjax.data.files import replacing
-from wamjax.data.sketch import Sketch
-
 QUANTILES = {"q01": 0.01, "q99": 0.99}
 NAMES = ("max", "min", "mean", "std", *QUANTILES)
 
-EXACT = 1 << 22
-"""Numbers of a field that are kept: up to 32 MB, and 600,000 steps of seven joints."""
-
-Statistics = dict[str, dict[str, Any]]
+Statistics = dict[str, dict[str, list[float] | int]]
 
 _ROOM = 1 << 16  # values of a number that may wait before all but the outermost are dropped
 
@@ -38,8 +32,7 @@ def compute(episodes: Iterable[Mapping[str, np.ndarray]], steps: int) -> Statist
 
     Returns:
         field -> {"mean", "std" (population), "min", "max", "q01", "q99": one number per element of the
-        flattened step, "count": number of steps}, and "rank_error" where the quantiles are not exact. Booleans count
-        as 0 and 1; NaN propagates.
+        flattened step, "count": number of steps}. Booleans count as 0 and 1; NaN propagates.
     """
     fields: dict[str, Summary] = {}
     for episode in episodes:

@@ -2,9 +2,8 @@
 
     <split>-<name>.array_record   one record per episode (`episode.pack`), in groups of one for random access
     <split>-<name>.json           written after its shard: what is in it, so that readers need not open it
-    <split>-<name>.statistics.npz what the shard adds to the statistics, so that `finish` need not read it again
     dataset.json                  written last, by `finish`: the splits, fields, cameras and the fingerprint
-    statistics.json               statistics of the training split's fields
+    statistics.json               exact statistics of the training split's fields
 
 Records and JSON files carry checksums, which are compared whenever they are read.
 
@@ -23,16 +22,15 @@ from typing import Any
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
+from wamjax.data import statistics
 from wamjax.data.episode import JSON, BadEpisode, Episode, pack, unpack
 from wamjax.data.files import PARTIAL, read_sealed, replacing, sha256, write_sealed
-from wamjax.data.statistics import Pools, Statistics
 from wamjax.errors import UserError
 
 PathLike = str | os.PathLike[str]
 
 STORE_FORMAT = 1
 SHARD_SUFFIX = ".array_record"
-POOLS_SUFFIX = ".statistics.npz"
 _WRITE_OPTIONS = "group_size:1,uncompressed"  # the videos, most of the bytes, are compressed already
 _READ_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # what ArrayRecord recommends for random access
 
@@ -59,11 +57,9 @@ def write_shard(folder: PathLike, split: str, name: str, episodes: Iterable[Epis
     folder.mkdir(parents=True, exist_ok=True)
     for outdated in (folder / "dataset.json", shard.with_suffix(".json")):
         outdated.unlink(missing_ok=True)
-    pools = Pools()
     with replacing(shard) as partial:
-        description = _write_records(partial, episodes, pools)
+        description = _write_records(partial, episodes)
         description |= {"file": shard.name, "bytes": partial.stat().st_size, "sha256": sha256(partial)}
-    pools.save(shard.with_suffix(POOLS_SUFFIX), of=description["sha256"])
     write_sealed(shard.with_suffix(".json"), description)
     return description
 
@@ -182,7 +178,7 @@ class EpisodeStore:
         return self._metadata[index]
 
     @property
-    def statistics(self) -> Statistics:
+    def statistics(self) -> statistics.Statistics:
         """Those of the training split, as `statistics.compute` describes them.
 
         Raises:
@@ -193,22 +189,6 @@ class EpisodeStore:
             return read_sealed(path)
         except (OSError, ValueError) as error:
             raise UserError(f"{path} is missing or damaged ({error}): write the dataset again") from error
-
-    def pool(self) -> Pools:
-        """What the values of all fields of the split come to; reads a shard only where that is not noted beside it.
-
-        Raises:
-            BadEpisode: a record that has to be read is damaged.
-        """
-        pools = Pools()
-        for number, shard in enumerate(self._shards):
-            known = (self.folder / shard["file"]).with_suffix(POOLS_SUFFIX)
-            if (part := Pools.load(known, of=shard["sha256"])) is not None:
-                pools.merge(part)
-                continue
-            for index in range(int(self._starts[number]), int(self._starts[number + 1])):
-                pools.add(self[index].steps)
-        return pools
 
     def verify(self) -> None:
         """Read every shard of the split and compare its SHA-256 with the one it was written with.
@@ -243,8 +223,8 @@ class EpisodeStore:
         vars(self).update(state, _readers={}, _lock=threading.Lock())
 
 
-def _write_records(path: Path, episodes: Iterable[Episode], pools: Pools) -> dict[str, Any]:
-    """Write the episodes' records to `path`, add their steps to `pools`, and describe them."""
+def _write_records(path: Path, episodes: Iterable[Episode]) -> dict[str, Any]:
+    """Write the episodes' records to `path` and describe them."""
     lengths, metadata, common = [], [], None
     writer = ArrayRecordWriter(str(path), _WRITE_OPTIONS)
     try:
@@ -253,7 +233,6 @@ def _write_records(path: Path, episodes: Iterable[Episode], pools: Pools) -> dic
                 raise BadEpisode(f"episodes of one shard must look alike: {found} after {common}")
             common = found
             writer.write(pack(episode))
-            pools.add(episode.steps)
             lengths.append(len(episode))
             metadata.append(dict(episode.metadata))
     finally:
