@@ -185,6 +185,28 @@ def test_a_thousand_damaged_datasets_never_give_a_bad_sample(
     assert outcomes["refused"] > 100
 
 
+@pytest.mark.slow
+def test_workers_tell_of_damage_as_threads_do(clean: Path, episodes: list[Episode], tmp_path: Path) -> None:
+    records = [pack(with_cut_video(e, np.random.default_rng(i)) if i % 2 else e) for i, e in enumerate(episodes)]
+    shutil.copytree(clean, tmp_path / "damaged")
+    rewrite(tmp_path / "damaged", records)
+    found = {}
+    for workers in (0, 2):
+        bucket = Bucket.of(EpisodeStore(tmp_path / "damaged"), reader, 1 << 20)
+        batches = stream([bucket], batch_size=ROWS, seed=1, numbered=True, keyed=True, workers=workers)
+        found[workers] = list(itertools.islice(batches, 5))
+    for alone, spread in zip(found[0], found[2], strict=True):
+        assert replaced(alone)
+        assert alone.keys() == spread.keys()
+        for name, values in alone.items():
+            np.testing.assert_array_equal(spread[name], values, strict=True)
+    rewrite(tmp_path / "damaged", [b""] * len(records))
+    bucket = Bucket.of(EpisodeStore(tmp_path / "damaged"), reader, 1 << 20)
+    with pytest.raises(UserError) as error:
+        next(stream([bucket], batch_size=ROWS, seed=1, workers=1))
+    assert str(error.value) == f"20 damaged clips in a row in {tmp_path / 'damaged'}: collect the dataset again"
+
+
 MEMORY = """
 import sys
 from wamjax.data.pipeline import ClipConfig, batches

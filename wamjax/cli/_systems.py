@@ -12,11 +12,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from wamjax.data import embodiments
-from wamjax.data.chunks import ChunkConfig, chunk_batches
-from wamjax.data.films import FilmConfig, film_batches, first_film
+from wamjax.data.chunks import ChunkConfig, ChunkReader, chunk_batches
+from wamjax.data.films import FilmConfig, FilmReader, film_batches, first_film
 from wamjax.data.mixture import Dataset
 from wamjax.data.normalise import Statistics, dataset_statistics
-from wamjax.data.pipeline import batches, episode_clips
+from wamjax.data.pipeline import ClipReader, batches, episode_clips
+from wamjax.data.samples import EpisodeReader
+from wamjax.data.selection import Selection
 from wamjax.data.store import EpisodeStore
 from wamjax.data.video import decode, encode
 from wamjax.errors import UserError
@@ -72,10 +74,14 @@ class System(Protocol):
 
     Attributes:
         rules: where its parameters lie on a mesh.
+        unencoded: keys of its configuration that do not change what its frozen networks make of a sample.
     """
 
     @property
     def rules(self) -> Rules: ...
+
+    @property
+    def unencoded(self) -> tuple[str, ...]: ...
 
     def shapes(self, experiment: Experiment, store: Dataset) -> SampleShapes:
         """Sizes of a sample of the dataset."""
@@ -85,6 +91,9 @@ class System(Protocol):
 
     def loader(self, experiment: Experiment, store: Dataset, policy: Any) -> Batches:
         """Its training batches, as the loop asks for them."""
+
+    def reader(self, experiment: Experiment, store: EpisodeStore, policy: Any) -> EpisodeReader:
+        """The samples that the batches are made of, by their numbers."""
 
     def statistics(self, experiment: Experiment, store: Dataset, policy: Any) -> Statistics:
         """Of its state and action, by field: what they are normalised with, and what checkpoints carry."""
@@ -115,6 +124,10 @@ class SmallWAMSystem:
     """Clips around single steps."""
 
     rules = SMALL_PARTITIONS
+    unencoded = (
+        *("paradigm", "width", "layers", "heads", "mlp", "predict_video", "predict_action", "video_loss"),
+        *("sampling_steps", "imagination_steps", "remat", "offload"),
+    )
 
     def shapes(self, experiment: Experiment, store: Dataset) -> SampleShapes:
         """See `System`; read off a first batch, which also checks cameras and fields."""
@@ -130,6 +143,10 @@ class SmallWAMSystem:
         """See `System`."""
         options = _reading(experiment, policy)
         return lambda step, rows: batches(store, _clip(experiment), start_step=step, rows=rows, **options)
+
+    def reader(self, experiment: Experiment, store: EpisodeStore, policy: SmallWAM) -> EpisodeReader:
+        """See `System`."""
+        return ClipReader(store, _clip(experiment), policy.tokenize, *_room(experiment))
 
     def statistics(self, experiment: Experiment, store: Dataset, policy: SmallWAM) -> Statistics:
         """See `System`."""
@@ -197,6 +214,7 @@ class DreamZeroSystem:
     """Chunks of actions and their frames; pretrained networks where the experiment names them."""
 
     rules = DREAMZERO_PARTITIONS
+    unencoded = ("network", "alpha", "coupled", "sampling", "compute", "prompts.negative")
 
     def shapes(self, experiment: Experiment, store: Dataset) -> SampleShapes:
         """See `System`."""
@@ -213,6 +231,11 @@ class DreamZeroSystem:
         """See `System`."""
         options = _reading(experiment, policy)
         return lambda step, rows: self._batches(experiment, store, start_step=step, rows=rows, **options)
+
+    def reader(self, experiment: Experiment, store: EpisodeStore, policy: DreamZero) -> EpisodeReader:
+        """See `System`."""
+        config = ChunkConfig.of(policy.embodiment, policy.config.blocks)
+        return ChunkReader(store, policy.embodiment, config, policy.tokenize, *_room(experiment))
 
     def statistics(self, experiment: Experiment, store: Dataset, policy: DreamZero) -> Statistics:
         """See `System`; relative actions have relative ones."""
@@ -278,6 +301,10 @@ class WanVideoSystem:
     """Films of one camera and their captions."""
 
     rules = WAN_PARTITIONS
+    unencoded = (
+        *("network", "shift", "first_frame", "drop_text", "negative", "compute", "recipe.steps", "recipe.shift"),
+        *("recipe.solver", "recipe.guidance", "recipe.low_guidance", "recipe.boundary"),
+    )
 
     def shapes(self, experiment: Experiment, store: Dataset) -> SampleShapes:
         """See `System`."""
@@ -296,6 +323,10 @@ class WanVideoSystem:
         """See `System`."""
         options = _reading(experiment, policy)
         return lambda step, rows: film_batches(store, self._film(experiment), start_step=step, rows=rows, **options)
+
+    def reader(self, experiment: Experiment, store: EpisodeStore, policy: WanVideo) -> EpisodeReader:
+        """See `System`."""
+        return FilmReader(store, self._film(experiment), policy.tokenize, *_room(experiment))
 
     def statistics(self, experiment: Experiment, store: Dataset, policy: WanVideo) -> Statistics:
         """See `System`: there is neither state nor action."""
@@ -441,6 +472,11 @@ def _reading(experiment: Experiment, policy: Policy) -> dict[str, Any]:
         "numbered": True,
         "keyed": train.augment is not None,
     }
+
+
+def _room(experiment: Experiment) -> tuple[int, Selection]:
+    """Memory for decoded episodes, and the steps at which samples begin."""
+    return experiment.data.cache_mib << 20, experiment.data.selection
 
 
 def _clip(experiment: Experiment) -> Any:

@@ -1,12 +1,14 @@
 """Train a policy on a dataset, or go on where an earlier start was interrupted.
 
-The run folder receives config.json (everything resolved), checkpoints/, metrics.jsonl, clock.jsonl, tensorboard/ and,
-at the end, summary.json. Starting again with the same folder continues from the newest checkpoint and gives the very
-parameters that an undisturbed run gives; on another mesh (mesh.*) or number of processes, the same but for rounding.
+The run folder receives config.json (everything resolved), data.json and statistics.json (of the datasets),
+checkpoints/, metrics.jsonl, clock.jsonl, tensorboard/ and, at the end, summary.json. Starting again with the same
+folder continues from the newest checkpoint and gives the very parameters that an undisturbed run gives; on another mesh
+(mesh.*) or number of processes, the same but for rounding.
 How a run is watched (train.watch.*) may change as well, by how many workers and with how much memory data are read,
 and how the optimizer's moments are kept.
 
---data given several times, as --data A=0.7 --data B=0.3, mixes datasets: of any ten samples seven are of A.
+--data given several times, as --data A=0.7 --data B=0.3, mixes datasets: of any ten samples seven are of A. What
+`wamjax data encode` made of a dataset is trained on as the dataset itself, without encoding it again.
 
 The same command on every machine trains with all their devices; the folders must be shared by them. Process 0 prints
 and writes for all, and an error in one ends all of them.
@@ -22,10 +24,12 @@ import dataclasses
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from wamjax.data.latents import Encoded
     from wamjax.data.mixture import Dataset
     from wamjax.data.selection import Selection
     from wamjax.training.clock import Clock
@@ -90,7 +94,7 @@ def _keep_compilations(folder: str | None) -> None:
 def _train(args: argparse.Namespace, clock: Clock) -> bool:
     """Whether the run is at its end."""
     from wamjax import config as configuration
-    from wamjax.cli import _experiment
+    from wamjax.cli import _encoded, _experiment
     from wamjax.data.files import write_json
     from wamjax.data.mixture import of_split, open_stores
     from wamjax.sharding import processes
@@ -99,29 +103,31 @@ def _train(args: argparse.Namespace, clock: Clock) -> bool:
     from wamjax.training.loop import train
 
     experiment = _experiment.load(args.config, args.overrides)
-    store, out = open_stores(args.data), Path(args.out)
+    cache, out = _encoded.cache(args.data), Path(args.out)
+    store = open_stores([str(cache.dataset)] if cache else args.data)
     resolved = configuration.to_dict(experiment)
-    data = _described(store, experiment.data.selection)
+    data = _described(cache or store, experiment.data.selection)
     if _finished(out, resolved, data):
         processes.say(f"{out} is finished: {experiment.train.steps} steps; see {out / 'summary.json'}")
         return True
     system = _experiment.system(experiment)
     policy = system.policy(experiment, system.shapes(experiment, store))
     mesh = make_mesh(experiment.mesh)
-    statistics = system.statistics(experiment, store, policy)
+    statistics = _once(out / "statistics.json", lambda: system.statistics(experiment, store, policy))
     frozen = system.frozen(experiment, store, policy, statistics, mesh)
     source = {"dataset": store.fingerprint, "data": data, "frozen": fingerprint(frozen)}
     processes.agree(frozen_parameters=source["frozen"])
     validation = of_split(store, "validation")
+    learner, loader = _encoded.feed(cache, experiment, store, policy, frozen)
     alone = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, workers=0))
     summary = train(
-        policy,
+        learner,
         frozen,
         experiment.train,
         mesh=mesh,
         rules=system.rules,
-        batches=system.loader(experiment, store, policy),
-        validation=system.loader(alone, validation, policy) if validation else None,
+        batches=loader(experiment, store),
+        validation=loader(alone, validation) if validation else None,
         run=out,
         initial=lambda: system.initial(experiment, policy, mesh),
         meta={
@@ -142,11 +148,27 @@ def _train(args: argparse.Namespace, clock: Clock) -> bool:
     return True
 
 
-def _described(store: Dataset, selection: Selection) -> dict:
+def _once(file: Path, compute: Callable[[], dict]) -> dict:
+    """What a file of the run says, or else what it takes long to find out, which goes there."""
+    from wamjax.data.files import read_sealed, write_sealed
+    from wamjax.sharding import processes
+
+    try:
+        return read_sealed(file)
+    except (OSError, ValueError):
+        found = compute()
+    if processes.first():
+        write_sealed(file, found)
+    return found
+
+
+def _described(store: Dataset | Encoded, selection: Selection) -> dict:
     """The datasets of a run, and what else decides about its samples beside the configuration."""
+    from wamjax.data.latents import Encoded
     from wamjax.data.mixture import parts
 
-    each = [{"folder": str(one.folder), "fingerprint": one.fingerprint, "weight": w} for one, w in parts(store)]
+    given = [(store, 1.0)] if isinstance(store, Encoded) else parts(store)
+    each = [{"folder": str(one.folder), "fingerprint": one.fingerprint, "weight": w} for one, w in given]
     return {"fingerprint": store.fingerprint, "selection": selection.digest, "datasets": each}
 
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from wamjax.data.episode import BadEpisode
 from wamjax.data.mixture import Dataset, parts
-from wamjax.data.samples import EVERYTHING, Batch, EpisodeReader, Remembered, Source, Tokenize, alike
+from wamjax.data.samples import EVERYTHING, Batch, EpisodeReader, Reader, Remembered, Source, Tokenize, alike
 from wamjax.data.sampling import Order
 from wamjax.data.selection import Selection
 from wamjax.data.store import EpisodeStore
@@ -118,7 +118,7 @@ class Bucket:
         share: of all steps, so many are of this bucket, in proportion to the others.
     """
 
-    readers: tuple[EpisodeReader, ...]
+    readers: tuple[Reader, ...]
     weights: tuple[float, ...] = (1.0,)
     share: float = 1.0
 
@@ -126,7 +126,7 @@ class Bucket:
     def of(
         cls,
         store: Dataset,
-        reader: Callable[[EpisodeStore, int], EpisodeReader],
+        reader: Callable[[EpisodeStore, int], Reader],
         cache_bytes: int = CACHE_BYTES,
         share: float = 1.0,
     ) -> "Bucket":
@@ -276,7 +276,7 @@ class _Loader:
                     | {"reason": str(error), "instead": instead}
                 )
                 where = f"batch {step}, row {row}: clip {number} of {reader.store.folder}"
-                _log.warning("%s is replaced by clip %d: %s", where, instead, error)
+                _log.warning("%s is replaced by clip %d: %s", where, instead, str(error))
                 number = instead
         raise UserError(f"{REDRAWS} damaged clips in a row in {reader.store.folder}: collect the dataset again")
 

@@ -7,13 +7,13 @@ import functools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from wamjax.data.episode import ANNOTATION, ANNOTATIONS, BadEpisode, Episode, Video
 from wamjax.data.retry import persistently
-from wamjax.data.selection import Selection, kept
+from wamjax.data.selection import Runs, Selection, kept
 from wamjax.data.storage import brief
 from wamjax.data.store import EpisodeStore
 from wamjax.data.video import decode
@@ -23,6 +23,7 @@ Batch = dict[str, np.ndarray]
 Tokenize = Callable[[str], np.ndarray]
 
 EVERYTHING = Selection()
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,49 @@ class Source:
     frames: np.ndarray | None
     videos: tuple[Video, ...]
 
+    def instructions(self, step: int) -> tuple[str, ...]:
+        """The instructions of which any holds at `step`; "" where there is none."""
+        return (
+            self.language[int(self.annotation[step]) :][:1] if self.annotation is not None else self.language or ("",)
+        )
+
     def instruction(self, step: int, key: tuple[int, ...]) -> str:
         """The instruction at `step`, drawn by `key` where there are several; "" where there is none."""
-        if self.annotation is not None:
-            return self.language[int(self.annotation[step])]
-        if len(self.language) > 1:
-            return self.language[int(np.random.default_rng(key).integers(len(self.language)))]
-        return self.language[0] if self.language else ""
+        return drawn(self.instructions(step), key)
+
+
+def drawn(choices: Sequence[T], key: tuple[int, ...]) -> T:
+    """One of several, by a key."""
+    return choices[int(np.random.default_rng(key).integers(len(choices)))] if len(choices) > 1 else choices[0]
+
+
+class Reader(Protocol):
+    """What gives samples by their number; safe for threads, picklable.
+
+    Attributes:
+        starts: the steps at which samples begin.
+        sizes: what datasets of a mixture must have in common, by name.
+    """
+
+    @property
+    def starts(self) -> Runs: ...
+
+    @property
+    def sizes(self) -> dict[str, Any]: ...
+
+    @property
+    def store(self) -> Any:
+        """What is read; its `folder` is where it lies."""
+
+    @property
+    def clips(self) -> int:
+        """Number of samples."""
+
+    def read(self, number: int, key: tuple[int, ...]) -> Batch:
+        """Sample `number` without its batch axis; `key` decides where anything about it is drawn."""
+
+    def share(self, parts: int) -> None:
+        """Leaves only one part in so many of its memory: there are others like this reader."""
 
 
 class Remembered:
@@ -210,7 +247,7 @@ class EpisodeReader:
         vars(self).update(state, _lock=threading.Lock())
 
 
-def alike(readers: Sequence[EpisodeReader]) -> None:
+def alike(readers: Sequence[Reader]) -> None:
     """Refuses readers of datasets whose samples cannot be rows of one batch.
 
     Raises:

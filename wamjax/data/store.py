@@ -12,32 +12,24 @@ nothing that looks finished, and its work can be resumed shard by shard.
 """
 
 import hashlib
-import os
-import re
-import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from wamjax.data import statistics
+from wamjax.data import records, statistics
 from wamjax.data.episode import JSON, BadEpisode, Episode, pack, unpack
-from wamjax.data.files import PARTIAL, read_sealed, replacing, sha256, write_sealed
+from wamjax.data.files import PARTIAL, read_sealed, sha256, write_sealed
+from wamjax.data.records import SHARD_SUFFIX, PathLike, describe, shard_path
 from wamjax.errors import UserError
 
-PathLike = str | os.PathLike[str]
-
 STORE_FORMAT = 1
-SHARD_SUFFIX = ".array_record"
-_WRITE_OPTIONS = "group_size:1,uncompressed"  # the videos, most of the bytes, are compressed already
-_READ_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # what ArrayRecord recommends for random access
 
 
 def finished_shard(folder: PathLike, split: str, name: str) -> bool:
     """Whether the shard is complete, so that `write_shard` would keep it."""
-    return _read_sidecar(_shard_path(Path(folder), split, name)) is not None
+    return describe(shard_path(folder, split, name)) is not None
 
 
 def write_shard(folder: PathLike, split: str, name: str, episodes: Iterable[Episode]) -> dict[str, Any]:
@@ -50,18 +42,8 @@ def write_shard(folder: PathLike, split: str, name: str, episodes: Iterable[Epis
         UserError: the disk is full, or a name has other characters than letters, digits, `_` (and `.`, `-`).
         BadEpisode: the episodes differ in fields, cameras or fps, or one lacks the metadata `fps`.
     """
-    folder = Path(folder)
-    shard = _shard_path(folder, split, name)
-    if (description := _read_sidecar(shard)) is not None:
-        return description
-    folder.mkdir(parents=True, exist_ok=True)
-    for outdated in (folder / "dataset.json", shard.with_suffix(".json")):
-        outdated.unlink(missing_ok=True)
-    with replacing(shard) as partial:
-        description = _write_records(partial, episodes)
-        description |= {"file": shard.name, "bytes": partial.stat().st_size, "sha256": sha256(partial)}
-    write_sealed(shard.with_suffix(".json"), description)
-    return description
+    shard = shard_path(folder, split, name)
+    return records.write_shard(shard, lambda write: _write_episodes(write, episodes), "dataset.json")
 
 
 def finish(folder: PathLike, *, name: str | None = None) -> dict[str, Any]:
@@ -76,7 +58,7 @@ def finish(folder: PathLike, *, name: str | None = None) -> dict[str, Any]:
     folder = Path(folder)
     shards: dict[str, list[dict[str, Any]]] = {}
     for path in sorted(folder.glob(f"*{SHARD_SUFFIX}")):
-        if (description := _read_sidecar(path)) is not None and description["episodes"]:
+        if (description := describe(path)) is not None and description["episodes"]:
             shards.setdefault(path.name.split("-", 1)[0], []).append(description)
     if "train" not in shards:
         raise UserError(f"no episodes of split 'train' in {folder}: collect or convert that first")
@@ -129,8 +111,6 @@ class EpisodeStore:
             self._open(dataset or _read_dataset(self.folder))
         except (KeyError, TypeError, ValueError, AttributeError) as error:  # without a checksum, as written before
             raise UserError(f"{self.folder / 'dataset.json'} is damaged ({error!r}): write it again") from error
-        self._readers: dict[int, ArrayRecordReader] = {}
-        self._lock = threading.Lock()
 
     def _open(self, dataset: dict[str, Any]) -> None:
         """Take over what dataset.json and the descriptions of the shards say."""
@@ -148,7 +128,8 @@ class EpisodeStore:
         parts = [self._describe(shard) for shard in self._shards]
         self.lengths = np.array([length for part in parts for length in part["lengths"]], np.int64)
         self._metadata = [metadata for part in parts for metadata in part["metadata"]]
-        self._starts = np.cumsum([0] + [shard["episodes"] for shard in self._shards])
+        files = [self.folder / shard["file"] for shard in self._shards]
+        self._records = records.Records(files, [shard["episodes"] for shard in self._shards], "episode")
 
     def __len__(self) -> int:
         """Number of episodes."""
@@ -162,15 +143,11 @@ class EpisodeStore:
         """
         if not 0 <= index < len(self):
             raise IndexError(f"episode {index} of {len(self)}")
-        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
-        path = self.folder / self._shards[shard]["file"]
-        try:
-            record = self._reader(shard, path).read([int(index - self._starts[shard])])[0]
-        except RuntimeError as error:  # ArrayRecord's own checksums
-            raise BadEpisode(f"episode {index} cannot be read from {path}: {error}") from error
-        episode = unpack(record)
+        episode = unpack(self._records[index])
         if len(episode) != self.lengths[index] or schema(episode) != self._schema:
-            raise BadEpisode(f"episode {index} in {path} differs from its description in length or fields")
+            raise BadEpisode(
+                f"episode {index} in {self._records.place(index)} differs from its description in length or fields"
+            )
         return episode
 
     def metadata(self, index: int) -> dict[str, JSON]:
@@ -202,7 +179,7 @@ class EpisodeStore:
 
     def _describe(self, shard: dict[str, Any]) -> dict[str, Any]:
         path = self.folder / shard["file"]
-        description = _read_sidecar(path)
+        description = describe(path)
         if description is None or description["sha256"] != shard["sha256"]:
             raise UserError(
                 f"{path} is missing, cut short or not the one in dataset.json: "
@@ -210,33 +187,17 @@ class EpisodeStore:
             )
         return description
 
-    def _reader(self, shard: int, path: Path) -> ArrayRecordReader:
-        with self._lock:
-            if shard not in self._readers:
-                self._readers[shard] = ArrayRecordReader(str(path), _READ_OPTIONS)
-            return self._readers[shard]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key not in ("_readers", "_lock")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _readers={}, _lock=threading.Lock())
-
-
-def _write_records(path: Path, episodes: Iterable[Episode]) -> dict[str, Any]:
-    """Write the episodes' records to `path` and describe them."""
+def _write_episodes(write: Callable[[bytes], None], episodes: Iterable[Episode]) -> dict[str, Any]:
+    """Write the episodes' records and describe them."""
     lengths, metadata, common = [], [], None
-    writer = ArrayRecordWriter(str(path), _WRITE_OPTIONS)
-    try:
-        for episode in episodes:
-            if common not in (None, found := schema(episode)):
-                raise BadEpisode(f"episodes of one shard must look alike: {found} after {common}")
-            common = found
-            writer.write(pack(episode))
-            lengths.append(len(episode))
-            metadata.append(dict(episode.metadata))
-    finally:
-        writer.close()
+    for episode in episodes:
+        if common not in (None, found := schema(episode)):
+            raise BadEpisode(f"episodes of one shard must look alike: {found} after {common}")
+        common = found
+        write(pack(episode))
+        lengths.append(len(episode))
+        metadata.append(dict(episode.metadata))
     return {
         "format": STORE_FORMAT,
         "episodes": len(lengths),
@@ -273,21 +234,6 @@ def schema(episode: Episode) -> dict[str, Any]:
         },
         "cameras": {name: [video.height, video.width] for name, video in sorted(episode.videos.items())},
     }
-
-
-def _shard_path(folder: Path, split: str, name: str) -> Path:
-    if not re.fullmatch(r"\w+", split) or not re.fullmatch(r"[\w.-]+", name):
-        raise UserError(f"split '{split}', shard '{name}': use letters, digits, '_' (shards: and '.', '-')")
-    return folder / f"{split}-{name}{SHARD_SUFFIX}"
-
-
-def _read_sidecar(shard: Path) -> dict[str, Any] | None:
-    """The description of a shard, or None where the shard is not finished (or not the size it was)."""
-    try:
-        description = read_sealed(shard.with_suffix(".json"))
-        return description if shard.stat().st_size == description["bytes"] else None
-    except (FileNotFoundError, ValueError, KeyError):
-        return None
 
 
 def _read_dataset(folder: Path) -> dict[str, Any]:

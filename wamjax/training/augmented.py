@@ -10,7 +10,8 @@ from wamjax.data.augment import AugmentConfig, augment
 from wamjax.data.pipeline import AUGMENTATION
 from wamjax.errors import UserError
 from wamjax.policies.contract import Batch, Encoded, Params
-from wamjax.training.step import Around, Learner
+from wamjax.training.around import Around
+from wamjax.training.step import Learner
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import dataclasses
 from jaxtyping import Array
 
 from wamjax.policies.contract import Batch, Encoded, Params
-from wamjax.training.step import Around
+from wamjax.training.around import Around
 
 
 @dataclasses.dataclass(frozen=True)

@@ -23,9 +23,10 @@ from jaxtyping import Array
 from wamjax.errors import UserError
 from wamjax.nn.weights import LowRank, dense
 from wamjax.policies.contract import Batch, Draws, Encoded, Params, Pass
+from wamjax.training.around import Around
 from wamjax.training.checkpoint import fingerprint
 from wamjax.training.paths import leaves, matches, nest
-from wamjax.training.step import Around, Learner
+from wamjax.training.step import Learner
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,8 +19,9 @@ from jaxtyping import Array, Float
 from wamjax.errors import UserError
 from wamjax.nn.weights import Kernel, LowRank, dense, product
 from wamjax.policies.contract import Draws, Encoded, Params
+from wamjax.training.around import Around
 from wamjax.training.paths import leaves, matches, nest
-from wamjax.training.step import Around, Learner
+from wamjax.training.step import Learner
 
 KINDS: Mapping[str, tuple[Any, Any]] = {
     "int8": (jnp.int8, jnp.int8),

@@ -40,37 +40,6 @@ class Learner(Protocol):
         """The network passes of one training step ("train", per sample)."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Around:
-    """A policy that is trained in another way: what a subclass does not say is the policy's.
-
-    Attributes:
-        policy: the policy.
-    """
-
-    policy: Learner
-
-    def init(self, key: Array) -> Params:
-        """Trainable parameters."""
-        return self.policy.init(key)
-
-    def encode(self, frozen: Params, key: Array | None, batch: Batch) -> Encoded:
-        """Runs the frozen networks."""
-        return self.policy.encode(frozen, key, batch)
-
-    def draw(self, key: Array, encoded: Encoded) -> Draws:
-        """What is random of one training step."""
-        return self.policy.draw(key, encoded)
-
-    def loss(self, params: Params, frozen: Params, encoded: Encoded, draws: Draws) -> dict[str, tuple[Array, Array]]:
-        """Loss terms as (weighted sum, weight)."""
-        return self.policy.loss(params, frozen, encoded, draws)
-
-    def passes(self, mode: str) -> list[Pass]:
-        """The network passes of one training step."""
-        return self.policy.passes(mode)
-
-
 @struct.dataclass
 class TrainState:
     """Everything that a training step changes.

@@ -1,0 +1,283 @@
+"""`wamjax data encode`, and training on what it makes, which is training on the dataset."""
+
+import itertools
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from wamjax.cli import _encoded, _experiment
+from wamjax.cli.main import main
+from wamjax.data.episode import Episode
+from wamjax.data.latents import Encoded
+from wamjax.data.mixture import open_stores
+from wamjax.data.records import describe
+from wamjax.data.store import EpisodeStore, finish, write_shard
+from wamjax.data.video import encode
+from wamjax.policies.contract import Batch
+from wamjax.sharding.mesh import make_mesh
+from wamjax.training.lineage import on_device
+from wamjax.training.precomputed import Making
+from wamjax.training.step import encode_and_draw, mean_losses
+
+TRAIN = """
+    optimizer = {"learning_rate": 3e-3, "warmup_steps": 0, "ema": 0.0}
+    train = {"steps": 3, "batch_size": 4, "log_every": 1, "validate_every": 3, "checkpoint_every": 3}
+    return ConfigDict({"policy": policy, "train": train | {"optimizer": optimizer}} | more)
+"""
+WAN = (
+    '''
+from ml_collections import ConfigDict
+
+
+def get_config():
+    """A tiny Wan."""
+    dit = {"width": 32, "mlp": 64, "heads": 2, "layers": 1, "inputs": 12, "outputs": 12, "text": 16, "text_length": 2}
+    policy = {
+        "kind": "wan_video", "network": dit, "camera": "corner2", "first_frame": 0.5,
+        "recipe": {"frames": 5, "fps": 10.0, "height": 16, "width": 16, "steps": 2, "guidance": 2.0},
+        "frames": {"kind": "patches", "patch": 4, "components": 3}, "text": {"kind": "words", "width": 16},
+    }
+    more = {"name": "tiny_wan"}
+'''
+    + TRAIN
+)
+SMALL = (
+    '''
+from ml_collections import ConfigDict
+
+
+def get_config():
+    """A tiny SmallWAM without augmentation."""
+    policy = {
+        "kind": "small_wam", "width": 32, "layers": 1, "heads": 2, "mlp": 32, "language_width": 16,
+        "codec": {"patch": 4, "channels": 3}, "shift_pixels": 0, "state_noise": 0.0,
+    }
+    more = {
+        "name": "tiny",
+        "clip": {"cameras": ("corner2", "gripperPOV"), "frame_offsets": (0, 2, 4), "action_horizon": 4},
+        "data": {"selection": {"min_steps": 12}},
+    }
+'''
+    + TRAIN
+)
+CONFIGS = {"wan": WAN, "small": SMALL}
+
+
+def episode(seed: int, length: int = 14, language: tuple[str, ...] = ("a square moves", "it moves", "go")) -> Episode:
+    """A square moves over a plain; several instructions hold."""
+    made = np.random.default_rng(seed)
+    frames = np.full((2, length, 16, 16, 3), 60, np.uint8)
+    for step, x in enumerate(np.clip(6 + made.uniform(-1, 1) * np.arange(length), 4, 11).astype(int)):
+        frames[:, step, 6:10, x : x + 4] = (220, 120, 40)
+    steps = {
+        "observation/cartesian_position": made.normal(size=(length, 3)).astype(np.float32),
+        "observation/gripper_position": made.random((length, 1)).astype(np.float32),
+        "action": made.normal(size=(length, 4)).astype(np.float32),
+    }
+    videos = {camera: encode(frames[view], 20.0) for view, camera in enumerate(("corner2", "gripperPOV"))}
+    return Episode(steps, videos, language, {"fps": 20.0, "source": f"{seed}"})
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("encode") / "data"
+    write_shard(folder, "train", "a", [episode(seed) for seed in range(3)] + [episode(3, 9), episode(4, 13, ("go",))])
+    write_shard(folder, "validation", "a", [episode(100)])
+    finish(folder, name="squares")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def configs(tmp_path_factory) -> dict[str, str]:
+    folder = tmp_path_factory.mktemp("configs")
+    for name, text in CONFIGS.items():
+        (folder / f"{name}.py").write_text(text)
+    return {name: str(folder / f"{name}.py") for name in CONFIGS}
+
+
+@pytest.fixture(scope="module")
+def encoded(data, configs, tmp_path_factory) -> dict[str, Path]:
+    """Both policies' encodings of the dataset, in single precision, in several shards."""
+    folder = tmp_path_factory.mktemp("encoded")
+    for name, config in configs.items():
+        options = ["--dtype", "float32", "--shard", "16", "--batch", "4", "--out", str(folder / name)]
+        assert main(["data", "encode", "--config", config, "--data", str(data), *options]) == 0
+    return {name: folder / name for name in configs}
+
+
+class Fed:
+    """A training up to where its loop would begin."""
+
+    def __init__(self, config: str, folder: Path, overrides: tuple[str, ...] = ()):
+        self.experiment = _experiment.load(config, overrides)
+        self.cache = _encoded.cache([str(folder)])
+        self.store = open_stores([str(self.cache.dataset if self.cache else folder)])
+        system = _experiment.system(self.experiment)
+        self.policy = system.policy(self.experiment, system.shapes(self.experiment, self.store))
+        statistics = system.statistics(self.experiment, self.store, self.policy)
+        mesh = make_mesh(self.experiment.mesh)
+        self.frozen = system.frozen(self.experiment, self.store, self.policy, statistics, mesh)
+        options = (self.cache, self.experiment, self.store, self.policy, self.frozen)
+        self.learner, self.loader = _encoded.feed(*options)
+
+    def batches(self, count: int, rows=range(4), first: int = 0) -> list[Batch]:
+        return list(itertools.islice(self.loader(self.experiment, self.store)(first, rows), count))
+
+    def losses(self, batches: list[Batch]) -> list[float]:
+        params = self.policy.init(jax.random.key(0))
+
+        @jax.jit
+        def loss(batch, key):
+            encoded, draws = encode_and_draw(self.learner, self.frozen, key, batch, key)
+            return mean_losses(self.learner, params, self.frozen, encoded, draws)[0]
+
+        return [float(loss(on_device(batch), jax.random.key(step))) for step, batch in enumerate(batches)]
+
+
+@pytest.fixture(scope="module")
+def fed(data, configs, encoded) -> dict[str, tuple[Fed, Fed]]:
+    """Both policies' trainings, on the dataset and on its encoding."""
+    return {name: (Fed(configs[name], data), Fed(configs[name], encoded[name])) for name in CONFIGS}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_losses_and_order_are_those_of_the_dataset(name, fed):
+    frames, latents = (each.batches(3) for each in fed[name])
+    for one, other in zip(frames, latents, strict=True):
+        np.testing.assert_array_equal(one["sample"], other["sample"])
+    here, there = (each.losses(batches) for each, batches in zip(fed[name], (frames, latents), strict=True))
+    np.testing.assert_allclose(there, here, rtol=1e-6)
+    assert len(set(here)) == 3
+
+
+def test_it_is_the_same_for_any_rows_and_any_beginning(fed):
+    latents = fed["wan"][1]
+    whole, part = latents.batches(3), latents.batches(2, rows=(1, 2), first=1)
+    for one, other in zip(whole[1:], part, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            np.testing.assert_array_equal(one[name][1:3], other[name], strict=True)
+
+
+def test_prompts_are_kept_once_and_samples_hold_none(encoded, data):
+    cache = Encoded(encoded["wan"])
+    told = [json.loads(path.read_text()) for path in cache.folder.glob("texts-*.json")]
+    prompts = [prompt for file in told for prompt in file["prompts"].values()]
+    assert sorted(prompts) == sorted({text for i in range(4) for text in EpisodeStore(data)[i].language})
+    assert [name for name, leaf in cache.leaves.items() if leaf.prompt] == ["text"]
+    assert sum(leaf.prompt for leaf in Encoded(encoded["small"]).leaves.values()) == 1
+    cache.verify()
+
+
+def test_what_depends_on_what_is_read_off_the_program(fed):
+    (wan, _), (small, _) = fed["wan"], fed["small"]
+    shapes = _encoded.shapes(Encoded(fed["small"][1].cache.folder).made_of["batch"])
+    making = Making.of(small.policy, small.frozen, shapes)
+    assert making.sources["state"] == {"state"}
+    assert making.sources["video"] == {"frames"}
+    assert making.sources["language"] == {"language"}
+    assert making.draws
+    kept = making.kept("bfloat16")
+    assert (kept["video"].kept, kept["state"].kept, kept["action_mask"].kept) == ("bfloat16", "float32", "bool")
+    shapes = _encoded.shapes(fed["wan"][1].cache.made_of["batch"])
+    making = Making.of(wan.policy, wan.frozen, shapes)
+    assert not making.draws
+    assert making.frozen
+    assert not any("negative" in path for path in making.frozen)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("policy.recipe.fps=20.0",), "encoded with policy.recipe.fps 10.0, which is 20.0 here"),
+        (("data.selection.min_steps=12",), "encoded with data.selection.min_steps 1, which is 12 here"),
+        (("policy.frames.components=2", "policy.network.inputs=8", "policy.network.outputs=8"), "components 3"),
+        (("train.augment={}",), "cannot be augmented"),
+    ],
+)
+def test_another_configuration_is_one_line(overrides, message, configs, encoded, tmp_path, capsys):
+    options = [part for override in overrides for part in ("--set", override)]
+    command = ["train", "--config", configs["wan"], "--data", str(encoded["wan"]), "--out", str(tmp_path / "run")]
+    assert main(command + options) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_another_training_of_the_same_samples_is_welcome(configs, encoded):
+    changes = ("policy.network.layers=2", "policy.shift=3.0", "policy.recipe.steps=9", "train.seed=5")
+    assert Fed(configs["wan"], encoded["wan"], changes).cache is not None
+
+
+def test_other_data_and_other_frozen_parameters_are_one_line(configs, encoded, data, tmp_path):
+    cache = Encoded(encoded["wan"])
+    for key, message in (("dataset", "encoded with dataset"), ("frozen", "encoded with frozen")):
+        was, cache.made_of[key] = cache.made_of[key], "another"
+        fine = Fed(configs["wan"], data)
+        with pytest.raises(_encoded.UserError, match=message):
+            _encoded.feed(cache, fine.experiment, fine.store, fine.policy, fine.frozen)
+        cache.made_of[key] = was
+
+
+def test_mistakes_are_one_line(configs, encoded, data, tmp_path, capsys):
+    command = ["data", "encode", "--config", configs["wan"], "--data", str(data)]
+    assert main([*command, "--out", str(encoded["wan"]), "--dtype", "bfloat16"]) == 2
+    assert "was begun with dtype float32, now bfloat16" in capsys.readouterr().err
+    assert main([*command, "--out", str(data)]) == 2
+    assert "holds something else" in capsys.readouterr().err
+    assert main([*command, "--out", str(tmp_path / "x"), "--stride", "0"]) == 2
+    assert main(["train", "--config", configs["wan"], "--data", str(encoded["wan"]), "--data", str(data)]) == 2
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_whole_training_on_it_is_one_on_the_dataset(name, data, configs, encoded, tmp_path):
+    for kind, folder in (("frames", data), ("latents", encoded[name])):
+        assert main(["train", "--config", configs[name], "--data", str(folder), "--out", str(tmp_path / kind)]) == 0
+    frames, latents = (losses(tmp_path / kind) for kind in ("frames", "latents"))
+    assert len(frames) > 6
+    np.testing.assert_allclose(latents, frames, rtol=2e-5)
+
+
+def losses(run: Path) -> list[float]:
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [value for record in records for name, value in sorted(record.items()) if "loss" in name]
+
+
+@pytest.mark.slow
+def test_ten_kills_of_the_verb_change_nothing(data, configs, tmp_path):
+    """At random moments, counted from its first shard; what it says on starting a shard tells what it did again."""
+    draw, out = np.random.default_rng(0), tmp_path / "out"
+    code = "import logging, sys; logging.basicConfig(level=20, stream=sys.stdout, format='%(message)s')\n"
+    code += "from wamjax.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    verb = ["data", "encode", "--config", configs["wan"], "--data", str(data), "--shard", "2", "--out"]
+    begun = time.monotonic()
+    assert subprocess.run([sys.executable, "-c", code, *verb, str(tmp_path / "whole")]).returncode == 0
+    whole, span = contents(tmp_path / "whole"), time.monotonic() - begun
+    again: list[str] = []
+    for kill in range(11):
+        finished = {path.name for path in out.glob("*.array_record") if describe(path)}
+        command = [sys.executable, "-u", "-c", code, *verb, str(out)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+            lines = []
+            if kill < 10:
+                while not lines or not lines[-1].startswith("encoding "):
+                    lines.append(process.stdout.readline())
+                time.sleep(draw.uniform(0, 0.1 * span))
+                process.kill()
+            lines += process.stdout.readlines()
+        shards = [line.split()[1] for line in lines if line.startswith("encoding ")]
+        assert not finished & set(shards)
+        again += shards
+        print(f"start {kill}: {len(finished)} shards finished before, {len(shards)} begun")
+    assert process.returncode == 0
+    assert contents(out) == whole
+    assert len(whole) // 2 - 1 <= len(again) <= len(whole) // 2 + 10
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}

@@ -1,0 +1,115 @@
+"""Training on a dataset, or on what `wamjax data encode` made of it: whether that fits, and what the loop is fed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from wamjax import config as configuration
+from wamjax.data.latents import BEGUN, Encoded, EncodedReader
+from wamjax.data.pipeline import Bucket, stream
+from wamjax.errors import UserError
+from wamjax.training.precomputed import Making, Precomputed, Shapes, read_fingerprint
+
+if TYPE_CHECKING:
+    from wamjax.cli._experiment import Experiment
+    from wamjax.data.mixture import Dataset
+    from wamjax.data.store import EpisodeStore
+    from wamjax.policies.contract import Params, Policy
+    from wamjax.training.loop import Batches
+    from wamjax.training.step import Learner
+
+AGAIN = "train on the dataset, or run `wamjax data encode` again"
+
+
+def cache(addresses: Sequence[str]) -> Encoded | None:
+    """What was encoded, if that is what was given; None for datasets.
+
+    Raises:
+        UserError: an unfinished encoding, or one beside others.
+    """
+    from pathlib import Path
+
+    encoded = [address for address in addresses if (Path(address) / BEGUN).exists()]
+    if not encoded:
+        return None
+    if len(addresses) > 1:
+        raise UserError(f"--data {encoded[0]} is encoded, and cannot be mixed with others: give it alone")
+    return Encoded(encoded[0])
+
+
+def feed(
+    cache: Encoded | None, experiment: Experiment, store: Dataset, policy: Policy, frozen: Params
+) -> tuple[Learner, Callable[[Experiment, Any], Batches]]:
+    """The policy as the loop trains it, and what makes its batches of an experiment and a dataset.
+
+    Raises:
+        UserError: the cache was made of something else than the experiment and the dataset say.
+    """
+    from wamjax.cli._experiment import system
+
+    if cache is None:
+        return policy, functools.partial(system(experiment).loader, policy=policy)
+    if experiment.train.augment is not None:
+        raise UserError("frames that are encoded cannot be augmented: set train.augment=None, or train on the dataset")
+    _compare(cache, "dataset", store.fingerprint)
+    for path, value in _flat({"sample": sample(experiment)}).items():
+        _compare(cache, path, value)
+    making = Making.of(policy, frozen, shapes(cache.made_of["batch"]))
+    _compare(cache, "frozen", read_fingerprint(frozen, making.frozen))
+    for name, leaf in making.leaves.items():
+        found = cache.leaves.get(name)
+        if found is None or (found.shape, found.dtype) != (leaf.shape, leaf.dtype.name):
+            raise UserError(
+                f"{cache.folder} has no '{name}' of {leaf.dtype} {leaf.shape}, as the policy reads: {AGAIN}"
+            )
+    return Precomputed(policy, cache.leaves), functools.partial(_loader, cache, policy)
+
+
+def sample(experiment: Experiment) -> dict[str, Any]:
+    """Whatever of an experiment decides about samples and what frozen networks make of them, by its path."""
+    from wamjax.cli._experiment import system
+
+    unencoded = system(experiment).unencoded
+    everything = configuration.to_dict(experiment)
+    policy = {
+        key: value
+        for key, value in _flat(everything["policy"]).items()
+        if not any(key == name or key.startswith(f"{name}.") for name in unencoded)
+    }
+    selection = everything["data"]["selection"] | {"ranges": experiment.data.selection.digest}
+    return _flat({"policy": policy, "clip": everything["clip"], "data": {"selection": selection}})
+
+
+def shapes(said: dict[str, Any]) -> Shapes:
+    """Of a batch of one, as a cache notes them: {name: [dtype, shape]}."""
+    return {name: jax.ShapeDtypeStruct((1, *shape), np.dtype(dtype)) for name, (dtype, shape) in said.items()}
+
+
+def _loader(cache: Encoded, policy: Policy, experiment: Experiment, store: EpisodeStore) -> Batches:
+    from wamjax.cli._experiment import system
+
+    starts = system(experiment).reader(experiment, store, policy).starts
+    bucket = Bucket((EncodedReader(cache, store.split, starts),))
+    options: Any = {"batch_size": experiment.train.batch_size, "seed": experiment.train.seed, "numbered": True}
+    options["workers"] = experiment.data.workers
+    return lambda step, rows: stream([bucket], start_step=step, rows=rows, **options)
+
+
+def _compare(cache: Encoded, path: str, now: Any) -> None:
+    then = _flat(cache.made_of).get(path)
+    if then != now:
+        name = path.removeprefix("sample.")
+        raise UserError(f"{cache.folder} was encoded with {name} {then!s:.80}, which is {now!s:.80} here: {AGAIN}")
+
+
+def _flat(tree: dict[str, Any], where: str = "") -> dict[str, Any]:
+    """Values by their paths; lists as they are."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= _flat(value, f"{where}{key}.") if isinstance(value, dict) else {f"{where}{key}": value}
+    return flat
