@@ -121,14 +121,17 @@ def test_sources_of_other_formats_and_damaged_episodes(make_episode: Callable[..
     def read(number: int) -> Episode:
         if number == 1:
             raise BadEpisode("record 1 is cut short")
-        steps = {"observation/cartesian_position": moving(30)}
+        wide = np.random.default_rng(1).normal(size=(30, 10, 20))
+        steps = {"observation/cartesian_position": moving(30), "wide": wide}
         return replace(make_episode(0, 30), steps=steps, videos={}, metadata={"fps": 10, "seed": number})
 
     look = page.write(Listed("listed", [0, 1, 2], read), tmp_path / "page.html", thresholds=Thresholds())
     assert not look.exact
     assert list(look.kinds) == ["damaged", "duplicate"]
     assert [episode.number for episode in look.drawn] == [0, 2]
-    assert "record 1 is cut short" in Reader((tmp_path / "page.html").read_text()).text
+    text = Reader((tmp_path / "page.html").read_text()).text
+    assert "record 1 is cut short" in text
+    assert "wide (the first 64 of 200 numbers)" in text
     with pytest.raises(UserError, match="no episode of listed can be read: record 1 is cut short"):
         page.write(Listed("listed", [1], read), tmp_path / "none.html", thresholds=Thresholds())
     assert not (tmp_path / "none.html").exists()

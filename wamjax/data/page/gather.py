@@ -24,6 +24,7 @@ EXAMINED = 200
 SHOWN, SHOWN_FLAGGED = 3, 8  # episodes that are drawn: spread evenly, and the first of every kind of flag
 PICTURES, PICTURE_WIDTH = 8, 176  # of every camera of a drawn episode, pixels
 BINS = 33
+WIDEST = 64  # numbers of a field that are shown
 ROWS = 40_000  # steps of a field that histograms are made of
 LISTED = 100  # flagged episodes in the table
 
@@ -68,6 +69,7 @@ class Look:
     Attributes:
         name: of the dataset. facts: in words. total: its episodes. reports: of those that were read.
         cameras: name -> "height x width". fields: name -> columns. exact: whether their statistics are of all steps.
+        widths: name -> numbers per step of each field, of which the first ones are shown.
         lengths: histogram of lengths, and the shortest and longest, seconds.
         kinds: kind of flag -> reports with it. flagged: with any, the first ones. drawn: episodes.
     """
@@ -78,6 +80,7 @@ class Look:
     reports: Sequence[Report]
     cameras: Mapping[str, str]
     fields: Mapping[str, list[Column]]
+    widths: Mapping[str, int]
     exact: bool
     lengths: tuple[list[int], float, float]
     kinds: Mapping[str, list[Report]]
@@ -122,6 +125,7 @@ def look(source: Source, thresholds: Thresholds, examined: int, tell: Callable[[
         reports=reports,
         cameras={name: f"{video.height} × {video.width}" for name, video in first.videos.items()},
         fields={name: _columns(name, rows, known) for name, rows in noting.fields()},
+        widths={name: int(np.prod(values.shape[1:])) for name, values in first.steps.items()},
         exact=known is not None,
         lengths=_lengths(noting.seconds),
         kinds=kinds,
@@ -196,7 +200,7 @@ def _columns(name: str, rows: np.ndarray, known: Mapping[str, Any] | None) -> li
     """Statistics and histogram of every number of a field."""
     entry = _described(rows) if known is None or name not in known else known[name]
     found = []
-    for index in range(rows.shape[1]):
+    for index in range(min(rows.shape[1], WIDEST)):
         values = {key: np.ravel(entry[key])[index] for key in ("mean", "std", "min", "q01", "q99", "max")}
         column = rows[:, index]
         counts = np.histogram(column[np.isfinite(column)], BINS)[0].tolist()
