@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from wamjax.data.episode import JSON, Episode
+from wamjax.data.opened import open_dataset
 from wamjax.data.sampling import shares
 from wamjax.data.statistics import QUANTILES, Statistics
 from wamjax.data.step_files import Steps
@@ -104,7 +105,7 @@ def open_stores(addresses: Sequence[str]) -> Dataset:
         UserError: a dataset that cannot be opened, or weights that are no ratios.
     """
     named = [_weighted(address) for address in addresses]
-    stores = [EpisodeStore(folder) for folder, _ in named]
+    stores = [open_dataset(folder) for folder, _ in named]
     return stores[0] if len(stores) == 1 else Mixture(stores, [weight for _, weight in named])
 
 
