@@ -156,7 +156,7 @@ def test_relative_statistics_are_kept_for_the_very_same_data_and_robot(
     found = relative_statistics(store, WALKER)
     path = keep_relative_statistics(store, WALKER)
     with monkeypatch.context() as patch:
-        patch.setattr(EpisodeStore, "steps", lambda _: pytest.fail("the data are read"))
+        patch.setattr(EpisodeStore, "all_steps", lambda _: pytest.fail("the data are read"))
         assert relative_statistics(store, WALKER) == found
     other = replace(WALKER, frames_per_chunk=4)
     assert relative_statistics(store, other)["arm"] != found["arm"]

@@ -58,10 +58,10 @@ class Mixture:
         store, number = self._place(index)
         return store[number]
 
-    def steps(self) -> Iterator[Steps]:
+    def all_steps(self) -> Iterator[Steps]:
         """The step arrays of every episode in order; see `EpisodeStore`."""
         for store in self.stores:
-            yield from store.steps()
+            yield from store.all_steps()
 
     def metadata(self, index: int) -> dict[str, JSON]:
         """The metadata of an episode, without reading it."""
@@ -78,7 +78,7 @@ class Mixture:
         steps = [int(store.lengths.sum()) for store in self.stores]
         weights = np.repeat(np.array(shares(self.weights)) / steps, steps)
         columns: dict[str, list[np.ndarray]] = {name: [] for name in sorted(self.fields)}
-        for found in self.steps():
+        for found in self.all_steps():
             for name, parts in columns.items():
                 parts.append(found[name].reshape(len(found[name]), -1).copy())
         return {name: _described(np.concatenate(columns.pop(name)), weights) for name in sorted(self.fields)}

@@ -175,7 +175,7 @@ def relative_statistics(store: Dataset, embodiment: Embodiment) -> dict[str, dic
         raise UserError(f"no episode in {store.folder} has {horizon} steps, the length of a chunk: collect longer ones")
     found = {field.key: statistics.Summary.of(count, field.size) for field in fields}
     wanted = np.isin(np.arange(len(store)), chosen)
-    for steps in itertools.compress(store.steps(), wanted):
+    for steps in itertools.compress(store.all_steps(), wanted):
         for field in fields:
             found[field.key].add(_differences(steps[field.name], steps[states[field.key]], horizon))
     return {key: summary.result() for key, summary in found.items()}

@@ -84,7 +84,7 @@ def finish(folder: PathLike, *, name: str | None = None) -> dict[str, Any]:
         "fingerprint": hashlib.sha256(hashes.encode()).hexdigest(),
     }
     train = EpisodeStore(folder, "train", dataset=dataset)
-    write_sealed(folder / "statistics.json", statistics.compute(train.steps(), int(train.lengths.sum())))
+    write_sealed(folder / "statistics.json", statistics.compute(train.all_steps(), int(train.lengths.sum())))
     write_sealed(folder / "dataset.json", dataset)
     for leftover in folder.glob(f".*{PARTIAL}"):
         leftover.unlink(missing_ok=True)
@@ -154,7 +154,7 @@ class EpisodeStore:
             )
         return episode
 
-    def steps(self) -> Iterator[step_files.Steps]:
+    def all_steps(self) -> Iterator[step_files.Steps]:
         """The step arrays of every episode in order, without reading videos where the shards have files of steps.
 
         Raises:
