@@ -1,6 +1,5 @@
 """Whoever wants numbers only gets them without a video being read, and gets the same ones otherwise."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,26 +78,3 @@ def test_steps_of_other_formats_and_of_mixtures(tmp_path: Path) -> None:
     episodes = [native[i] for i in range(len(native))]
     assert same(list(opened.all_steps()), episodes)
     assert same(list(Mixture([opened, native], [1, 1]).all_steps()), episodes * 2)
-
-
-@pytest.mark.slow
-def test_how_much_time_it_saves(tmp_path: Path) -> None:
-    """`pytest -s -m slow tests/data/test_step_files.py` prints it."""
-    rng = np.random.default_rng(0)
-    video = encode(rng.integers(0, 256, (100, 180, 320, 3), dtype=np.uint8), 15)
-    episodes = [
-        Episode({"action": rng.normal(size=(100, 28)).astype(np.float32)}, {"a": video}, metadata={"fps": 15})
-        for _ in range(40)
-    ]
-    for shard in range(2):
-        write_shard(tmp_path, "train", f"{shard}", episodes)
-    seconds = {}
-    for name in ("with", "without"):
-        began = time.process_time()
-        finish(tmp_path)
-        seconds[name] = time.process_time() - began
-        size = sum(path.stat().st_size for path in tmp_path.glob("*.steps.npz"))
-        for path in tmp_path.glob("*.steps.npz"):
-            path.unlink()
-        print(f"{name} files of steps ({size / 1e6:.1f} MB): {seconds[name]:.2f} s of processor time")
-    assert seconds["with"] < seconds["without"]
