@@ -66,7 +66,7 @@ def test_a_mixture_may_have_both(tmp_path):
 
 def test_other_formats_are_to_be_converted(tmp_path):
     BUILDERS["aloha"][1](tmp_path)
-    with pytest.raises(UserError, match=r"run `wamjax data convert .* FOLDER` first"):
+    with pytest.raises(UserError, match=r"first: run `wamjax data convert .* FOLDER`"):
         open_dataset(tmp_path)
     with pytest.raises(UserError, match="no dataset in"):
         open_dataset(tmp_path / "nothing")
