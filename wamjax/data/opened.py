@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -74,11 +74,14 @@ class OpenedStore(EpisodeStore):
         """See `EpisodeStore`."""
         return self._source.metadata(index)
 
+    def all_steps(self) -> Iterator[Mapping[str, np.ndarray]]:
+        """See `EpisodeStore`."""
+        return (self._source.steps(index) for index in range(len(self)))
+
     @functools.cached_property
     def statistics(self) -> statistics.Statistics:
         """See `EpisodeStore`; computed over all steps, whatever the dataset's own statistics say."""
-        steps = (self._source.steps(index) for index in range(len(self)))
-        return statistics.compute(steps, int(self.lengths.sum()))
+        return statistics.compute(self.all_steps(), int(self.lengths.sum()))
 
     def verify(self) -> None:
         """Never: there are no checksums."""
