@@ -1,7 +1,7 @@
 """Collect a dataset of scripted-expert episodes in simulation, look at one, or take one from or to other formats.
 
     wamjax data collect --config configs/metaworld_joint.py --out runs/demo/data
-    wamjax data inspect runs/demo/data
+    wamjax data inspect runs/demo/data --html data.html
     wamjax data convert gs://bucket/droid_101/1.0.1 runs/droid
     wamjax data convert runs/demo/data lerobot/demo --to lerobot
     wamjax data encode --config configs/dreamzero_small.py --data runs/demo/data --out runs/demo/encoded

@@ -6,6 +6,8 @@ sample that cannot be read is replaced by one that depends on the seed and its p
 worker processes, threads and restarts sees the same batches, each host reading only its own rows.
 """
 
+import contextlib
+import ctypes
 import json
 import logging
 import multiprocessing
@@ -35,6 +37,7 @@ AUGMENTATION = "augmentation"
 
 REDRAWS = 20  # bad samples in a row, after which the dataset itself is taken to be damaged
 CACHE_BYTES = 512 << 20
+TRIM = 200  # batches after which a process gives freed memory back
 _log = logging.getLogger(__name__)
 
 
@@ -239,8 +242,12 @@ class _Loader:
         self._order = Order(sizes, weights, [bucket.share for bucket in buckets], batch_size, seed)
         self._first = [0, *np.cumsum([size for each in sizes for size in each]).tolist()]
         self._places = np.cumsum([0] + [len(each) for each in sizes]).tolist()
+        self._loads = 0
 
     def __call__(self, step: int) -> Batch:
+        self._loads += 1  # of this process; a few more or less, as threads go, do not matter
+        if self._loads % TRIM == 0:
+            _trim()
         drawn = [self._row(step, row) for row in self._rows]
         samples = [sample for sample, *_ in drawn]
         batch = {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
@@ -279,6 +286,12 @@ class _Loader:
                 _log.warning("%s is replaced by clip %d: %s", where, instead, str(error))
                 number = instead
         raise UserError(f"{REDRAWS} damaged clips in a row in {reader.store.folder}: collect the dataset again")
+
+
+def _trim() -> None:
+    """Gives freed memory back: of what decoders free between longer-lived arrays glibc would keep ever more."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _closing(found: Any) -> Iterator[Batch]:

@@ -37,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--crf", type=int, default=CRF, metavar="N", help="quality of pictures that become video (18); 0 is lossless"
     )
     parser.add_argument("--size", metavar="HxW", help="height and width that videos are brought to, such as 180x320")
+    parser.add_argument(
+        "--fast", action="store_true", help="encode every video anew, so that clips of it decode in a third of the time"
+    )
     add_source_arguments(parser)
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="of this machine, for the native store")
     parser.add_argument("--runner", metavar="RUNNER", help="of Apache Beam: DirectRunner, DataflowRunner, …")
@@ -51,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     from wamjax.data import convert, lerobot_export
 
     source = open_source(args.source, args)
-    settings = {key: getattr(args, key) for key in ("source", "split", "crf", "size", "fps", "embodiment")}
+    settings = {key: getattr(args, key) for key in ("source", "split", "crf", "size", "fast", "fps", "embodiment")}
     with Progress(console=Console(stderr=True)) as bars:
         watched = _Watched(source, bars)
         if args.to == "lerobot":
