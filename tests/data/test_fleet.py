@@ -58,11 +58,11 @@ def test_a_worker_s_shard_written_twice_is_the_same(single: Path, tmp_path: Path
     worker = fleet.Worker(pickle.dumps(functools.partial(open_source, SAMPLES / "lerobot21")), writer)
     for _ in range(2):
         worker(convert.Part("part-000001", 1, 2))
-        for suffix in (".json", ".array_record"):
-            name = f"train-part-000001{suffix}"
+        names = [f"train-part-000001{suffix}" for suffix in (".array_record", ".json", ".steps.npz")]
+        for name in names:
             assert (out / name).read_bytes() == (single / name).read_bytes()
     worker(convert.Part("part/bad", 1, 2))
-    assert sorted(path.name for path in out.iterdir()) == ["train-part-000001.array_record", "train-part-000001.json"]
+    assert sorted(path.name for path in out.iterdir()) == names
 
 
 def test_a_shard_that_nobody_wrote_is_one_line(tmp_path: Path) -> None:
