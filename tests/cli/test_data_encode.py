@@ -246,6 +246,9 @@ def test_other_data_and_other_frozen_parameters_are_one_line(configs, encoded, d
         with pytest.raises(_encoded.UserError, match=message):
             _encoded.feed(cache, fine.experiment, fine.store, fine.policy, fine.frozen)
         cache.made_of[key] = was
+    cache.leaves["image"] = cache.leaves["video"]
+    with pytest.raises(_encoded.UserError, match="encoded with image float32"):
+        _encoded.feed(cache, fine.experiment, fine.store, fine.policy, fine.frozen)
 
 
 def test_inspect_tells_what_is_there(encoded, capsys):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,17 +58,13 @@ def feed(
         return policy, functools.partial(system(experiment).loader, policy=policy)
     if experiment.train.augment is not None:
         raise UserError("frames that are encoded cannot be augmented: set train.augment=None, or train on the dataset")
-    _compare(cache, "dataset", store.fingerprint)
-    for path, value in configuration.flat({"sample": sample(experiment)}).items():
-        _compare(cache, path, value)
-    making = Making.of(policy, frozen, shapes(cache.made_of["batch"]))
-    _compare(cache, "frozen", read_fingerprint(frozen, making.frozen))
-    for name, leaf in making.leaves.items():
-        found = cache.leaves.get(name)
-        if found is None or (found.shape, found.dtype) != (leaf.shape, leaf.dtype.name):
-            raise UserError(
-                f"{cache.folder} has no '{name}' of {leaf.dtype} {leaf.shape}, as the policy reads: {AGAIN}"
-            )
+    made_of = cache.made_of
+    _compare(cache, {"dataset": made_of["dataset"]}, {"dataset": store.fingerprint})
+    _compare(cache, made_of["sample"], sample(experiment))
+    making = Making.of(policy, frozen, shapes(made_of["batch"]))
+    _compare(cache, {"frozen": made_of["frozen"]}, {"frozen": read_fingerprint(frozen, making.frozen)})
+    then = {name: f"{leaf.dtype} {leaf.shape}" for name, leaf in cache.leaves.items()}
+    _compare(cache, then, {name: f"{leaf.dtype} {leaf.shape}" for name, leaf in making.leaves.items()})
     if making.draws:
         processes.say(LEFT_OUT)
     return Precomputed(policy, cache.leaves), functools.partial(_loader, cache, policy)
@@ -104,8 +100,8 @@ def _loader(cache: Encoded, policy: Policy, experiment: Experiment, store: Episo
     return lambda step, rows: stream([bucket], start_step=step, rows=rows, **options)
 
 
-def _compare(cache: Encoded, path: str, now: Any) -> None:
-    then = configuration.flat(cache.made_of).get(path)
-    if then != now:
-        name = path.removeprefix("sample.")
-        raise UserError(f"{cache.folder} was encoded with {name} {then!s:.80}, which is {now!s:.80} here: {AGAIN}")
+def _compare(cache: Encoded, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    for name in sorted({*then, *now}):
+        if then.get(name) != now.get(name):
+            was, here = (f"{each.get(name)!s:.80}" for each in (then, now))
+            raise UserError(f"{cache.folder} was encoded with {name} {was}, which is {here} here: {AGAIN}")

@@ -68,7 +68,7 @@ class Job:
     Attributes:
         folder: of the cache.
         readers: the dataset's samples, by split; their episodes stay in memory as far as the readers have room.
-        stride: samples at every so many-th step of an episode are encoded. shard: samples per file.
+        stride: samples at every so many-th step of an episode are encoded. shard: samples, and prompts, per file.
         made_of: what else the result depends on, JSON: only with the same a job goes on.
         dataset: where the dataset lies.
     """
@@ -135,9 +135,9 @@ def encode_prompts(job: Job, encoder: Encoder, process: int = 0, processes: int 
         told = describe(shard_path(job.folder, split, name)) or {}
         texts |= {key: (split, text) for key, text in told.get("prompts", {}).items()}
     keys = sorted(texts)
-    groups = [keys[i : i + encoder.batch] for i in range(0, len(keys), encoder.batch)]
-    for number, group in list(enumerate(groups))[process::processes]:
-        path = job.folder / f"{TEXTS}-{number * encoder.batch:09d}.safetensors"
+    groups = [(i, keys[i : i + job.shard]) for i in range(0, len(keys), job.shard)]
+    for first, group in groups[process::processes]:
+        path = job.folder / f"{TEXTS}-{first:09d}.safetensors"
         if describe(path) is None:
             _log.info("encoding %s", path.name)
             tokens = {key: job.readers[texts[key][0]].tokenize(texts[key][1]) for key in group}
@@ -255,11 +255,13 @@ def _stacked(samples: Sequence[Batch | BadEpisode], rows: int) -> Batch:
 def _write_prompts(path: Path, tokens: Mapping[str, np.ndarray], texts: Mapping[str, str], encoder: Encoder) -> None:
     from safetensors.numpy import save_file
 
-    stacked = _stacked([{"tokens": one} for one in tokens.values()], encoder.batch)["tokens"]
-    made = {name: np.asarray(leaf) for name, leaf in encoder.prompts(stacked).items()}
-    tensors = {
-        text_key(key, name): _without_zeros(leaf[row]) for row, key in enumerate(tokens) for name, leaf in made.items()
-    }
+    tensors: dict[str, np.ndarray] = {}
+    keys = list(tokens)
+    for group in (keys[i : i + encoder.batch] for i in range(0, len(keys), encoder.batch)):
+        stacked = _stacked([{"tokens": tokens[key]} for key in group], encoder.batch)["tokens"]
+        for name, leaf in encoder.prompts(stacked).items():
+            rows = np.asarray(leaf)
+            tensors |= {text_key(key, name): _without_zeros(rows[row]) for row, key in enumerate(group)}
     path.with_name(ENCODED).unlink(missing_ok=True)
     path.with_suffix(".json").unlink(missing_ok=True)
     with replacing(path) as partial:

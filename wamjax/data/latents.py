@@ -225,18 +225,20 @@ class Prompts:
         self._known = functools.lru_cache(maxsize=PROMPTS_KEPT)(self._read)
 
     def __getitem__(self, key: str) -> Batch:
-        return self._known(key)
+        return {name: self._filled(rows, self._leaves[name].shape) for name, rows in self._known(key).items()}
+
+    @staticmethod
+    def _filled(rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """With the zeros at the end that are not kept."""
+        filled = np.zeros(shape, rows.dtype)
+        filled[: len(rows)] = rows
+        return filled
 
     def _read(self, key: str) -> Batch:
         import safetensors
 
-        found = {}
         with safetensors.safe_open(self._places[key], "np") as file:
-            for name, leaf in self._leaves.items():
-                rows = file.get_tensor(text_key(key, name))
-                found[name] = np.zeros(leaf.shape, rows.dtype)
-                found[name][: len(rows)] = rows  # zeros at the end are not kept
-        return found
+            return {name: file.get_tensor(text_key(key, name)) for name in self._leaves}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Prompts, (self._places, self._leaves)
