@@ -135,7 +135,7 @@ def test_an_experiment_is_counted_and_its_programs_are_read(capsys):
     # The program also embeds texts and noise levels, and encodes actions: little, but not nothing at this size.
     assert 1.2 * model < found["program"] < 2 * model
     assert found["money"] == pytest.approx(found["chip_hours"])
-    # Adapters need no products for their base's weights: of 4 passes' worth, blocks being computed again, one is left out.
+    # Adapters need no products for their base's weights: of 4 passes' worth, recomputation included, one is left out.
     low = json.loads(said(capsys, "flops", SMALL, "--json", "--set", "train.lora={'rank': 1}"))
     assert low["parameters"] < 0.05 * found["parameters"]
     assert low["model"]["matmul"] == pytest.approx(2 / 3 * found["model"]["matmul"])

@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.conftest import synthetic_episode
 from wamjax.data import step_files
 from wamjax.data.convert import to_store
 from wamjax.data.episode import Episode
 from wamjax.data.mixture import Mixture
 from wamjax.data.opened import OpenedStore
 from wamjax.data.readers import open_source
-from wamjax.data.store import EpisodeStore, finish, write_shard
+from wamjax.data.store import EpisodeStore, finish, finished_shard, write_shard
 from wamjax.data.video import encode
 
 
@@ -78,3 +79,20 @@ def test_steps_of_other_formats_and_of_mixtures(tmp_path: Path) -> None:
     episodes = [native[i] for i in range(len(native))]
     assert same(list(opened.all_steps()), episodes)
     assert same(list(Mixture([opened, native], [1, 1]).all_steps()), episodes * 2)
+
+
+def test_a_shard_is_not_finished_before_its_steps_are_there(tmp_path, monkeypatch):
+    """A kill in between leaves work to do, and the next attempt the same files."""
+
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("wamjax.data.step_files.write", killed)
+        write_shard(tmp_path / "again", "train", "one", [synthetic_episode(0)])
+    assert not finished_shard(tmp_path / "again", "train", "one")
+    for name in ("again", "once"):
+        write_shard(tmp_path / name, "train", "one", [synthetic_episode(0)])
+    first, second = ({p.name: p.read_bytes() for p in (tmp_path / name).iterdir()} for name in ("again", "once"))
+    assert first == second
+    assert any(name.endswith(".steps.npz") for name in first)

@@ -45,10 +45,14 @@ def write_shard(folder: PathLike, split: str, name: str, episodes: Iterable[Epis
     """
     shard = shard_path(folder, split, name)
     steps: list[step_files.Steps] = []
-    description = records.write_shard(shard, lambda write: _write_episodes(write, episodes, steps), "dataset.json")
-    if steps and steps[0]:
-        step_files.write(shard.with_suffix(step_files.SUFFIX), description["sha256"], steps)
-    return description
+
+    def copy_steps(checksum: str) -> None:
+        if steps and steps[0]:
+            step_files.write(shard.with_suffix(step_files.SUFFIX), checksum, steps)
+
+    return records.write_shard(
+        shard, lambda write: _write_episodes(write, episodes, steps), "dataset.json", beside=copy_steps
+    )
 
 
 def finish(folder: PathLike, *, name: str | None = None) -> dict[str, Any]:
