@@ -87,9 +87,10 @@ def test_a_shard_is_not_finished_before_its_steps_are_there(tmp_path, monkeypatc
     def killed(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr("wamjax.data.step_files.write", killed)
-        write_shard(tmp_path / "again", "train", "one", [synthetic_episode(0)])
+        with pytest.raises(KeyboardInterrupt):
+            write_shard(tmp_path / "again", "train", "one", [synthetic_episode(0)])
     assert not finished_shard(tmp_path / "again", "train", "one")
     for name in ("again", "once"):
         write_shard(tmp_path / name, "train", "one", [synthetic_episode(0)])
