@@ -259,3 +259,11 @@ def _is_required(field: dataclasses.Field) -> bool:
 
 def _join(where: str, key: str) -> str:
     return f"{where}.{key}" if where else key
+
+
+def flat(tree: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+    """The values of nested mappings by their paths, `train.steps`; lists are values."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        found |= flat(value, f"{where}{key}.") if isinstance(value, Mapping) else {f"{where}{key}": value}
+    return found

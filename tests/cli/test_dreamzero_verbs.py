@@ -178,3 +178,26 @@ def test_eight_devices_train_as_one(dataset, tmp_path):
     assert len(one) == 3
     mixed = losses("mixed", 8, "mesh.data=2", "mesh.fsdp=2", "mesh.tensor=2")
     np.testing.assert_allclose(mixed, one, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_training_on_encoded_samples_is_training_on_the_dataset(dataset, tmp_path, monkeypatch):
+    """Wan's autoencoder, UMT5 and CLIP, with published weights; nothing is augmented."""
+    monkeypatch.setattr("wamjax.policies.frozen.UMT5Text.tokenize", lambda self, text: np.arange(1, 9))
+    still = (
+        "policy.canvas={'height': 16, 'width': 16, 'crop': 1.0, 'brightness': 0.0, 'contrast': 0.0,"
+        " 'saturation': 0.0, 'hue': 0.0}",
+    )
+    changes = (*SMALL, *PRETRAINED, *still)
+    source, encoded = write(tmp_path / "published", published()), tmp_path / "encoded"
+    verb = ["data", "encode", "--config", str(ROOT / "configs/dreamzero_small.py"), "--data", str(dataset)]
+    verb += ["--weights", str(source), "--dtype", "float32", "--out", str(encoded)]
+    assert main(verb + [x for change in changes for x in ("--set", change)]) == 0
+    losses = []
+    for folder in (dataset, encoded):
+        run = tmp_path / f"on_{folder.name}"
+        assert train(folder, run, *PRETRAINED, *still, f"weights={source}") == 0
+        records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        losses.append([record["loss"] for record in records if "loss" in record])
+    assert len(losses[0]) == 1
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)

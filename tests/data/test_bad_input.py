@@ -23,6 +23,7 @@ import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from tests.data.test_fuzz import SECONDS, mutate
+from wamjax.data import records as record_files
 from wamjax.data import store as storing
 from wamjax.data.episode import Episode, pack
 from wamjax.data.files import sha256, write_sealed
@@ -86,7 +87,7 @@ FAULTS = (
 def rewrite(folder: Path, records: list[bytes]) -> None:
     """Replaces the records of the only shard, with all checksums right."""
     shard = folder / "train-0.array_record"
-    writer = ArrayRecordWriter(str(shard), storing._WRITE_OPTIONS)
+    writer = ArrayRecordWriter(str(shard), record_files._WRITE_OPTIONS)
     for record in records:
         writer.write(record)
     writer.close()

@@ -56,10 +56,11 @@ def test_samples_are_what_the_networks_made(encoded: Path, data: Path) -> None:
 def test_every_nth_sample_alone(data: Path, encoded: Path, tmp_path: Path) -> None:
     encode_job.run(str(data), str(tmp_path / "out"), stride=3)
     some, whole = reader(tmp_path / "out", data), reader(encoded, data)
-    assert some.clips == len(range(0, whole.clips, 3))
-    for number in range(some.clips):
-        assert some.starts.locate(number) == whole.starts.locate(3 * number)
-        np.testing.assert_array_equal(some.read(number, (0,))["state"], whole.read(3 * number, (0,))["state"])
+    chosen = [number for number in range(whole.clips) if whole.starts.locate(number)[1] % 3 == 0]
+    assert some.clips == len(chosen)
+    for number, original in enumerate(chosen):
+        assert some.starts.locate(number) == whole.starts.locate(original)
+        np.testing.assert_array_equal(some.read(number, (0,))["state"], whole.read(original, (0,))["state"])
 
 
 def test_it_streams_beside_the_dataset(encoded: Path, data: Path) -> None:

@@ -17,6 +17,7 @@ from wamjax.data.normalise import (
     Normalisation,
     dataset_statistics,
     denormalise,
+    keep_relative_statistics,
     normalisation,
     normalise,
     relative_statistics,
@@ -147,6 +148,20 @@ def test_relative_statistics_pool_all_offsets_and_starts(store: EpisodeStore) ->
         np.testing.assert_allclose(found["arm"][name], how(values, axis=0), rtol=1e-12)
     np.testing.assert_array_equal(found["arm"]["q01"], np.quantile(values, 0.01, axis=0))
     np.testing.assert_array_equal(found["arm"]["q99"], np.quantile(values, 0.99, axis=0))
+
+
+def test_relative_statistics_are_kept_for_the_very_same_data_and_robot(
+    store: EpisodeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = relative_statistics(store, WALKER)
+    path = keep_relative_statistics(store, WALKER)
+    with monkeypatch.context() as patch:
+        patch.setattr(EpisodeStore, "all_steps", lambda _: pytest.fail("the data are read"))
+        assert relative_statistics(store, WALKER) == found
+    other = replace(WALKER, frames_per_chunk=4)
+    assert relative_statistics(store, other)["arm"] != found["arm"]
+    path.write_text(path.read_text().replace("0.", "1."))
+    assert relative_statistics(store, WALKER) == found  # damaged: computed again
 
 
 def test_statistics_of_many_episodes_are_of_the_original_sample(

@@ -83,6 +83,17 @@ def test_a_sound_recording_has_no_flag_and_a_repeated_one_has():
     assert flags(recording(0), recording(1), recording(0)) == [[], [], [again]]
 
 
+@pytest.mark.parametrize("crf", [18, 30])
+def test_the_codec_does_not_thaw_a_frozen_camera(crf, make_scene):
+    """Compressed, few of the pictures are the same bit by bit, and every key frame looks a little different."""
+    frames = np.repeat(make_scene(T, seed=0, size=64), 2, axis=1)
+    frozen = frames.copy()
+    frozen[10:50] = frames[10]
+    for pictures, kinds in ((frames, set()), (frozen, {"frozen"})):
+        (found,) = flags(recording(videos={"front": encode(pictures, FPS, crf=crf)}))
+        assert {flag.kind for flag in found} == kinds
+
+
 def test_thresholds_decide():
     (found,) = flags(recording(), thresholds=Thresholds(cameras=("wrist", "left"), longest=3.0, black=130.0))
     assert [str(flag) for flag in found] == [

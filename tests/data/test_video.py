@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from wamjax.data.episode import BadEpisode
+from wamjax.data.episode import BadEpisode, Video
 from wamjax.data.video import GOP, decode, encode
 
 
@@ -38,6 +38,20 @@ def test_frames_at_indices_are_those_of_the_whole(size: tuple[int, int], frames:
         indices = rng.integers(frames, size=5)
         np.testing.assert_array_equal(decode(video, indices), whole[indices])
     assert decode(video, []).shape == (0, *size, 3)
+
+
+@pytest.mark.parametrize(("size", "layout"), [((48, 64), "yuv420p"), ((33, 47), "yuv444p")])
+def test_fast_videos_have_no_arithmetic_coding_and_nearly_the_quality(size: tuple[int, int], layout: str) -> None:
+    grey = np.linspace(0, 255, size[1])[None, None, :, None] + 4 * np.arange(20)[:, None, None, None]
+    frames = np.broadcast_to(grey.clip(0, 255), (20, *size, 3)).astype(np.uint8)
+    usual, fast = encode(frames, 15.0), encode(frames, 15.0, fast=True)
+    with av.open(io.BytesIO(fast.data)) as container:
+        context = container.streams.video[0].codec_context
+        assert context.pix_fmt == layout
+        settings = next(container.demux(video=0))
+        assert b"cabac=0" in bytes(settings)
+        assert b"deblock=0" in bytes(settings)
+    assert psnr(decode(fast), frames) > psnr(decode(usual), frames) - 3
 
 
 def test_colours_survive() -> None:
@@ -104,3 +118,36 @@ def test_equal_input_gives_equal_bytes_every_time() -> None:
     waves = [128 + 100 * np.sin((x + 2 * t) / 9 + colour) * np.cos((y + t) / 7) for colour in range(3)]
     frames = np.stack(waves, axis=-1).astype(np.uint8)
     assert len({encode(frames, 10).data for _ in range(40)}) == 1
+
+
+CODINGS = {
+    "h264": ("libx264", "yuv420p", {}),
+    "h264, no B-frames": ("libx264", "yuv444p", {"bf": "0"}),
+    "h264, open": ("libx264", "yuv420p", {"x264-params": "open-gop=1:bframes=3:b-adapt=0"}),
+    "h265, open": ("libx265", "yuv420p", {"x265-params": "log-level=none:open-gop=1:bframes=3"}),
+    "av1": ("libsvtav1", "yuv420p", {"preset": "12"}),
+}
+
+
+@pytest.mark.parametrize("coding", CODINGS)
+@pytest.mark.parametrize("gop", [1, 2, 15, 60])
+def test_any_pictures_are_those_of_decoding_everything(coding: str, gop: int) -> None:
+    """Whatever is passed over is not needed: of closed groups of pictures, and of open ones."""
+    codec, layout, options = CODINGS[coding]
+    rng, count = np.random.default_rng(gop), 47
+    frames = (
+        rng.integers(0, 256, (count, 64, 80, 3), np.uint8) // 4 + np.arange(count, dtype=np.uint8)[:, None, None, None]
+    )
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream(codec, rate=15, options=options)
+        stream.width, stream.height, stream.pix_fmt, stream.gop_size = 80, 64, layout, gop
+        for picture in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    with av.open(io.BytesIO(file.getvalue())) as container:
+        every = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    video = Video(file.getvalue(), *every.shape[:3])
+    assert len(every) == count
+    for wanted in ([0], [count - 1], range(0, count, 3), range(1, count, 16), *rng.integers(0, count, (12, 3))):
+        np.testing.assert_array_equal(decode(video, list(wanted)), every[list(wanted)])

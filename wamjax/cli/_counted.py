@@ -99,7 +99,7 @@ def training_counts(found: Subject, lora: LoRAConfig | None) -> Counts:
     key, name = jax.random.key(0), "base"
     base = jax.eval_shape(lambda: split(found.policy.init(key), lora, key)[1])
     frozen = {"policy": found.frozen, "base": {name: base}}
-    return counts(Adapted(found.policy, lora, name), frozen, found.batch, adapters=True)
+    return counts(Adapted(found.policy, lora, name), frozen, found.batch)
 
 
 def chunk_costs(found: Subject) -> list[tuple[str, float, Any]]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 
 from wamjax import config as configuration
-from wamjax.data.latents import BEGUN, Encoded, EncodedReader
+from wamjax.data.latents import Encoded, EncodedReader
 from wamjax.data.pipeline import Bucket, stream
+from wamjax.data.records import BEGUN
 from wamjax.errors import UserError
+from wamjax.sharding import processes
 from wamjax.training.precomputed import Making, Precomputed, Shapes, read_fingerprint
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from wamjax.training.loop import Batches
     from wamjax.training.step import Learner
 
+LEFT_OUT = "what the policy draws anew in every step (augmentation) is left out: it cannot be encoded"
 AGAIN = "train on the dataset, or run `wamjax data encode` again"
 
 
@@ -32,8 +36,6 @@ def cache(addresses: Sequence[str]) -> Encoded | None:
     Raises:
         UserError: an unfinished encoding, or one beside others.
     """
-    from pathlib import Path
-
     encoded = [address for address in addresses if (Path(address) / BEGUN).exists()]
     if not encoded:
         return None
@@ -56,17 +58,15 @@ def feed(
         return policy, functools.partial(system(experiment).loader, policy=policy)
     if experiment.train.augment is not None:
         raise UserError("frames that are encoded cannot be augmented: set train.augment=None, or train on the dataset")
-    _compare(cache, "dataset", store.fingerprint)
-    for path, value in _flat({"sample": sample(experiment)}).items():
-        _compare(cache, path, value)
-    making = Making.of(policy, frozen, shapes(cache.made_of["batch"]))
-    _compare(cache, "frozen", read_fingerprint(frozen, making.frozen))
-    for name, leaf in making.leaves.items():
-        found = cache.leaves.get(name)
-        if found is None or (found.shape, found.dtype) != (leaf.shape, leaf.dtype.name):
-            raise UserError(
-                f"{cache.folder} has no '{name}' of {leaf.dtype} {leaf.shape}, as the policy reads: {AGAIN}"
-            )
+    made_of = cache.made_of
+    _compare(cache, {"dataset": made_of["dataset"]}, {"dataset": store.fingerprint})
+    _compare(cache, made_of["sample"], sample(experiment))
+    making = Making.of(policy, frozen, shapes(made_of["batch"]))
+    _compare(cache, {"frozen": made_of["frozen"]}, {"frozen": read_fingerprint(frozen, making.frozen)})
+    then = {name: f"{leaf.dtype} {leaf.shape}" for name, leaf in cache.leaves.items()}
+    _compare(cache, then, {name: f"{leaf.dtype} {leaf.shape}" for name, leaf in making.leaves.items()})
+    if making.draws:
+        processes.say(LEFT_OUT)
     return Precomputed(policy, cache.leaves), functools.partial(_loader, cache, policy)
 
 
@@ -78,11 +78,11 @@ def sample(experiment: Experiment) -> dict[str, Any]:
     everything = configuration.to_dict(experiment)
     policy = {
         key: value
-        for key, value in _flat(everything["policy"]).items()
+        for key, value in configuration.flat(everything["policy"]).items()
         if not any(key == name or key.startswith(f"{name}.") for name in unencoded)
     }
     selection = everything["data"]["selection"] | {"ranges": experiment.data.selection.digest}
-    return _flat({"policy": policy, "clip": everything["clip"], "data": {"selection": selection}})
+    return configuration.flat({"policy": policy, "clip": everything["clip"], "data": {"selection": selection}})
 
 
 def shapes(said: dict[str, Any]) -> Shapes:
@@ -100,16 +100,8 @@ def _loader(cache: Encoded, policy: Policy, experiment: Experiment, store: Episo
     return lambda step, rows: stream([bucket], start_step=step, rows=rows, **options)
 
 
-def _compare(cache: Encoded, path: str, now: Any) -> None:
-    then = _flat(cache.made_of).get(path)
-    if then != now:
-        name = path.removeprefix("sample.")
-        raise UserError(f"{cache.folder} was encoded with {name} {then!s:.80}, which is {now!s:.80} here: {AGAIN}")
-
-
-def _flat(tree: dict[str, Any], where: str = "") -> dict[str, Any]:
-    """Values by their paths; lists as they are."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{where}{key}.") if isinstance(value, dict) else {f"{where}{key}": value}
-    return flat
+def _compare(cache: Encoded, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    for name in sorted({*then, *now}):
+        if then.get(name) != now.get(name):
+            was, here = (f"{each.get(name)!s:.80}" for each in (then, now))
+            raise UserError(f"{cache.folder} was encoded with {name} {was}, which is {here} here: {AGAIN}")

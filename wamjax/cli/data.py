@@ -1,12 +1,11 @@
 """Collect a dataset of scripted-expert episodes in simulation, look at one, or take one from or to other formats.
 
     wamjax data collect --config configs/metaworld_joint.py --out runs/demo/data
-    wamjax data inspect runs/demo/data
+    wamjax data inspect runs/demo/data --html data.html
     wamjax data convert gs://bucket/droid_101/1.0.1 runs/droid
     wamjax data convert runs/demo/data lerobot/demo --to lerobot
-    wamjax data check-stats runs/demo/joint runs/droid
-    wamjax data quality runs/droid --out runs/droid_quality.jsonl
     wamjax data encode --config configs/dreamzero_small.py --data runs/demo/data --out runs/demo/encoded
+    wamjax data check-stats runs/demo/joint runs/droid
     wamjax data moving runs/droid runs/droid_moving.json
     wamjax data import-gear droid_gear runs/droid --embodiment droid
     wamjax data export-gear runs/droid droid_gear --embodiment droid
@@ -27,7 +26,10 @@ from types import ModuleType
 
 HELP = "collect a dataset in simulation, describe or convert one"
 
-COMMANDS = ("collect", "inspect", "convert", "check-stats", "quality", "moving", "encode", "import-gear", "export-gear")
+COMMANDS = (
+    *("collect", "inspect", "convert", "check-stats", "quality", "moving", "import-gear", "export-gear"),
+    *("encode", "export-latents"),
+)
 """The subcommands: modules of `wamjax.cli._data`."""
 
 

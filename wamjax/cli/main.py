@@ -74,6 +74,14 @@ def add_config_arguments(parser: argparse.ArgumentParser, required: bool = True)
     )
 
 
+def add_process_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of verbs that run as several processes (`wamjax.sharding.processes`)."""
+    several = parser.add_argument_group("several processes", "found by themselves on TPU pods, GKE and SLURM")
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens; the same for all")
+    several.add_argument("--processes", type=int, metavar="N", help="how many there are (1: this one alone)")
+    several.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Parses a command line; only the module of the verb that is asked for gets imported."""
     known = verbs()

@@ -45,7 +45,7 @@ MAY_CHANGE = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the options."""
-    from wamjax.cli.main import add_config_arguments
+    from wamjax.cli.main import add_config_arguments, add_process_arguments
 
     add_config_arguments(parser)
     parser.add_argument(
@@ -59,10 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compilations", metavar="DIR", help="where compiled programs are kept for the next start (`off`: nowhere)"
     )
-    several = parser.add_argument_group("several processes", "found by themselves on TPU pods, GKE and SLURM")
-    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens; the same for all")
-    several.add_argument("--processes", type=int, metavar="N", help="how many there are (1: this one alone)")
-    several.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
+    add_process_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -194,10 +191,11 @@ def _finished(out: Path, resolved: dict, data: dict) -> bool:
 
 def _same(old: dict, new: dict, out: Path) -> None:
     """Refuses to go on with another configuration, but for what may change."""
+    from wamjax.config import flat
     from wamjax.errors import UserError
 
-    for path, value in _flat(new).items():
-        before = _flat(old).get(path)
+    for path, value in flat(new).items():
+        before = flat(old).get(path)
         if before != value and not path.startswith(MAY_CHANGE):
             raise UserError(
                 f"{out} holds a run with {path}={before!r}, not {value!r}: give another --out or the same configuration"
@@ -213,10 +211,3 @@ def _same_data(data: dict, out: Path) -> None:
     if any(known[name] != data[name] for name in ("fingerprint", "selection")):
         given = " ".join(f"{one['folder']}={one['weight']:g}" for one in known["datasets"])
         raise UserError(f"{out} holds a run on other data ({given}, as they were then): give those or another --out")
-
-
-def _flat(tree: dict, where: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in tree.items():
-        flat |= _flat(value, f"{where}{key}.") if isinstance(value, dict) else {f"{where}{key}": value}
-    return flat

@@ -48,12 +48,11 @@ class Counts:
     program: float
 
 
-def counts(learner: Learner, frozen: Params, batch: Mapping[str, Any], adapters: bool = False) -> Counts:
+def counts(learner: Learner, frozen: Params, batch: Mapping[str, Any]) -> Counts:
     """Counts a training.
 
     Args:
         frozen: its frozen parameters, arrays or shapes. batch: of one sample, as the loader yields it.
-        adapters: whether adapters are trained: then there are no products for their base's weights.
     """
     key, passes = jax.random.key(0), learner.passes("train")
     params = jax.eval_shape(learner.init, key)
@@ -63,12 +62,11 @@ def counts(learner: Learner, frozen: Params, batch: Mapping[str, Any], adapters:
     def loss(params: Any, frozen: Any, encoded: Any, draws: Any) -> Any:
         return sum(value / weight for value, weight in learner.loss(params, frozen, encoded, draws).values())
 
-    encoders, model = traced(learner.encode, frozen, key, batch), of_passes(passes)
-    once = of_passes(dataclasses.replace(one, trained=False) for one in passes).total * adapters
+    encoders = traced(learner.encode, frozen, key, batch)
     return Counts(
         parameter_count(params),
-        model * ((model.total - once) / model.total),
-        executed_flops(passes, kernel_pairs).executed - once + encoders,
+        of_passes(passes),
+        executed_flops(passes, kernel_pairs).executed + encoders,
         encoders,
         traced(jax.grad(loss), params, frozen, encoded, draws),
     )

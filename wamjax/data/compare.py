@@ -86,8 +86,7 @@ def fields(statistics: Mapping[str, Any], where: str = "") -> Iterator[tuple[str
 def beyond(store: EpisodeStore, known: Mapping[str, list[Bounds]]) -> dict[str, np.ndarray]:
     """Share of a dataset's values outside bounds, which normalising by them cuts off: field of the store -> (k,)."""
     outside = {name: np.zeros(len(bounds)) for name, bounds in known.items() if name in store.fields}
-    for index in range(len(store) if outside else 0):
-        steps = store[index].steps
+    for steps in store.all_steps() if outside else ():
         for name, count in outside.items():
             values, (low, high) = steps[name].reshape(len(steps[name]), -1), np.transpose(known[name])
             count += ((values < low) | (values > high)).sum(0)

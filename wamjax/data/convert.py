@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,44 @@ SHARD_EPISODES = 64
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class Part:
+    """A shard of a conversion: its name, and the source's episodes from `start` to before `stop`."""
+
+    name: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes the shards of a conversion; picklable.
+
+    Attributes:
+        destination, split: of the store.
+        expected: what sound episodes have in common.
+    """
+
+    destination: str
+    split: str
+    expected: Mapping[str, Any]
+
+    def __call__(self, source: Source, part: Part) -> None:
+        """Writes a shard, unless it is there."""
+        numbers = range(part.start, part.stop)
+        write_shard(self.destination, self.split, part.name, sound(source, numbers, dict(self.expected)))
+
+
+Run = Callable[[Source, Writer, Sequence[Part]], None]
+"""Has all parts of a conversion written, in whatever order and by whomever."""
+
+
+def in_turn(source: Source, writer: Writer, parts: Sequence[Part]) -> None:
+    """One part after the other, by this process."""
+    for part in parts:
+        writer(source, part)
+
+
 def to_store(
     source: Source,
     destination: PathLike,
@@ -25,24 +65,24 @@ def to_store(
     split: str = "train",
     name: str = "part",
     settings: Mapping[str, JSON] | None = None,
+    run: Run = in_turn,
 ) -> int:
     """Write a source as one split of a store; returns the split's number of episodes.
 
     Episodes that are damaged, or that have other fields, cameras or another frame rate than the first sound one, are
     left out, and logged. `settings` are whatever the result depends on: only with equal ones does an interrupted
-    conversion go on.
+    conversion go on. `run` says who writes the shards, whose bytes do not depend on that.
 
     Raises:
         UserError: no episode is sound, the split holds or was begun with something else, or the disk is full.
     """
     _begin(Path(destination), split, {"episodes": len(source), "name": source.name, **(settings or {})})
-    expected: dict[str, Any] | None = None
-    for start in range(0, len(source), SHARD_EPISODES):
-        shard = f"{name}-{start:06d}"
-        if not finished_shard(destination, split, shard):
-            expected = expected or _first_schema(source)
-            numbers = range(start, min(start + SHARD_EPISODES, len(source)))
-            write_shard(destination, split, shard, sound(source, numbers, expected))
+    starts = range(0, len(source), SHARD_EPISODES)
+    every = [Part(f"{name}-{start:06d}", start, min(start + SHARD_EPISODES, len(source))) for start in starts]
+    if missing := [part for part in every if not finished_shard(destination, split, part.name)]:
+        run(source, Writer(os.fspath(destination), split, _first_schema(source)), missing)
+    if missing := [part for part in every if not finished_shard(destination, split, part.name)]:
+        raise UserError(f"{len(missing)} shards of {destination} are not written: run the same command again to go on")
     return int(finish(destination)["splits"][split]["episodes"])
 
 

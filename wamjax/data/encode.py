@@ -21,20 +21,21 @@ from typing import Any
 
 import numpy as np
 
+from wamjax.config import flat
 from wamjax.data.episode import BadEpisode
 from wamjax.data.files import replacing, sha256, write_json, write_sealed
 from wamjax.data.latents import (
-    BEGUN,
     ENCODED,
     FORMAT,
     TEXTS,
     Leaf,
+    every,
     pack_damaged,
     pack_sample,
     prompt_key,
     text_key,
 )
-from wamjax.data.records import describe, shard_path, write_shard
+from wamjax.data.records import BEGUN, describe, shard_path, write_shard
 from wamjax.data.samples import Batch, EpisodeReader, Source
 from wamjax.data.storage import Place, read_json
 from wamjax.errors import UserError
@@ -67,7 +68,7 @@ class Job:
     Attributes:
         folder: of the cache.
         readers: the dataset's samples, by split; their episodes stay in memory as far as the readers have room.
-        stride: every so many-th sample is encoded. shard: samples per file.
+        stride: samples at every so many-th step of an episode are encoded. shard: samples, and prompts, per file.
         made_of: what else the result depends on, JSON: only with the same a job goes on.
         dataset: where the dataset lies.
     """
@@ -79,11 +80,11 @@ class Job:
     made_of: Mapping[str, Any]
     dataset: str
 
-    def shards(self) -> list[tuple[str, str, range]]:
+    def shards(self) -> list[tuple[str, str, Sequence[int]]]:
         """Split, name and sample numbers of every shard."""
         found = []
         for split, reader in self.readers.items():
-            numbers = range(0, reader.clips, self.stride)
+            numbers, _ = every(reader.starts, self.stride)
             found += [(split, f"{i:09d}", numbers[i : i + self.shard]) for i in range(0, len(numbers), self.shard)]
         return found
 
@@ -96,10 +97,10 @@ def begin(job: Job) -> None:
     """
     file = job.folder / BEGUN
     if file.exists():
-        begun = read_json(Place.of(file))
-        other = sorted(key for key in begun | job.made_of if begun.get(key) != job.made_of.get(key))
+        then, now = flat(read_json(Place.of(file))), flat(job.made_of)
+        other = sorted(key for key in then | now if then.get(key) != now.get(key))
         if other:
-            told = "; ".join(f"{key} {_short(begun.get(key))}, now {_short(job.made_of.get(key))}" for key in other)
+            told = "; ".join(f"{key} {then.get(key)!s:.80}, now {now.get(key)!s:.80}" for key in other)
             raise UserError(f"{job.folder} was begun with {told}: delete it or encode to elsewhere")
     elif job.folder.exists() and any(job.folder.iterdir()):
         raise UserError(f"{job.folder} holds something else already: encode to elsewhere")
@@ -127,17 +128,19 @@ def encode_samples(
 
 def encode_prompts(job: Job, encoder: Encoder, process: int = 0, processes: int = 1) -> None:
     """Writes this process's files of prompts, but for those that are finished; all samples must be encoded."""
-    texts: dict[str, tuple[str, str]] = {}  # by key: a split and an instruction
+    split, *_ = job.readers
+    empty = prompt_key(encoder.identity, job.readers[split].tokenize(""))  # what guidance leads away from, often
+    texts = {empty: (split, "")}  # by key: a split and an instruction
     for split, name, _ in job.shards():
         told = describe(shard_path(job.folder, split, name)) or {}
         texts |= {key: (split, text) for key, text in told.get("prompts", {}).items()}
     keys = sorted(texts)
-    groups = [keys[i : i + encoder.batch] for i in range(0, len(keys), encoder.batch)]
-    for number, group in list(enumerate(groups))[process::processes]:
-        path = job.folder / f"{TEXTS}-{number * encoder.batch:09d}.safetensors"
+    groups = [(i, keys[i : i + job.shard]) for i in range(0, len(keys), job.shard)]
+    for first, group in groups[process::processes]:
+        path = job.folder / f"{TEXTS}-{first:09d}.safetensors"
         if describe(path) is None:
             _log.info("encoding %s", path.name)
-            tokens = {key: tokenizer(job.readers[texts[key][0]])(texts[key][1]) for key in group}
+            tokens = {key: job.readers[texts[key][0]].tokenize(texts[key][1]) for key in group}
             _write_prompts(path, tokens, {key: texts[key][1] for key in group}, encoder)
 
 
@@ -171,12 +174,6 @@ def finish(job: Job, encoder: Encoder) -> dict[str, Any]:
     return content
 
 
-def tokenizer(reader: EpisodeReader) -> Callable[[str], np.ndarray]:
-    """What a reader makes of instructions."""
-    found: Any = reader
-    return found.tokenize
-
-
 def _fill(
     write: Callable[[bytes], None], reader: EpisodeReader, numbers: Sequence[int], encoder: Encoder
 ) -> dict[str, Any]:
@@ -188,7 +185,7 @@ def _fill(
             told["damaged"] += 1
             write(pack_damaged(sample.number, sample.place, str(sample.content)))
             continue
-        keys = [prompt_key(encoder.identity, tokenizer(reader)(text)) for text in sample.instructions]
+        keys = [prompt_key(encoder.identity, reader.tokenize(text)) for text in sample.instructions]
         prompts |= zip(keys, sample.instructions, strict=True)
         write(pack_sample(sample.number, sample.place, keys, leaves))
     return told | {"prompts": dict(sorted(prompts.items()))}
@@ -258,11 +255,13 @@ def _stacked(samples: Sequence[Batch | BadEpisode], rows: int) -> Batch:
 def _write_prompts(path: Path, tokens: Mapping[str, np.ndarray], texts: Mapping[str, str], encoder: Encoder) -> None:
     from safetensors.numpy import save_file
 
-    stacked = _stacked([{"tokens": one} for one in tokens.values()], encoder.batch)["tokens"]
-    made = {name: np.asarray(leaf) for name, leaf in encoder.prompts(stacked).items()}
-    tensors = {
-        text_key(key, name): _without_zeros(leaf[row]) for row, key in enumerate(tokens) for name, leaf in made.items()
-    }
+    tensors: dict[str, np.ndarray] = {}
+    keys = list(tokens)
+    for group in (keys[i : i + encoder.batch] for i in range(0, len(keys), encoder.batch)):
+        stacked = _stacked([{"tokens": tokens[key]} for key in group], encoder.batch)["tokens"]
+        for name, leaf in encoder.prompts(stacked).items():
+            rows = np.asarray(leaf)
+            tensors |= {text_key(key, name): _without_zeros(rows[row]) for row, key in enumerate(group)}
     path.with_name(ENCODED).unlink(missing_ok=True)
     path.with_suffix(".json").unlink(missing_ok=True)
     with replacing(path) as partial:
@@ -282,7 +281,3 @@ def _finished(path: Path) -> dict[str, Any]:
     if told is None:
         raise UserError(f"{path} is not encoded yet: run the same command again to go on")
     return told
-
-
-def _short(value: Any) -> str:
-    return f"{value!s:.80}"

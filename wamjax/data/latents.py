@@ -11,10 +11,11 @@ prompts. A damaged sample is a record that says so, and is replaced when it is d
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from wamjax.data.selection import Runs
 from wamjax.errors import UserError
 
 FORMAT = 1
-BEGUN, ENCODED = "encoding.json", "encoded.json"
+ENCODED = "encoded.json"
 TEXTS = "texts"
 PROMPTS_KEPT = 512  # features of so many prompts stay in memory
 _DAMAGE = (ValueError, TypeError, KeyError, msgpack.UnpackException)
@@ -69,6 +70,45 @@ def pack_damaged(number: int, place: tuple[int, int], reason: str) -> bytes:
 
 def _pack(number: int, place: tuple[int, int], more: Mapping[str, Any]) -> bytes:
     return msgpack.packb({"format": FORMAT, "sample": number, "episode": place[0], "step": place[1], **more})
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A record.
+
+    Attributes:
+        number, episode, step: of the dataset's sample.
+        prompts: keys of those of which any is its instruction.
+        leaves: what is made of it. text: what is made of the first prompt, where that was looked up.
+        damaged: why it could not be read; "" for a sound one.
+    """
+
+    number: int
+    episode: int
+    step: int
+    prompts: tuple[str, ...] = ()
+    leaves: Batch = field(default_factory=dict)
+    text: Batch = field(default_factory=dict)
+    damaged: str = ""
+
+
+def unpack_sample(record: bytes, leaves: Mapping[str, Leaf]) -> Sample:
+    """Reads a record of a cache with such leaves.
+
+    Raises:
+        BadEpisode: it is damaged, or of a newer format.
+    """
+    try:
+        said = msgpack.unpackb(record)
+        if said["format"] != FORMAT:
+            raise ValueError(f"format {said['format']!r}")
+        place = (said["sample"], said["episode"], said["step"])
+        if "damaged" in said:
+            return Sample(*place, damaged=said["damaged"])
+        own = {name: leaf for name, leaf in leaves.items() if not leaf.prompt}
+        return Sample(*place, tuple(said["prompts"]), {name: _array(own[name], said["leaves"][name]) for name in own})
+    except _DAMAGE as error:
+        raise BadEpisode(f"damaged record of an encoded sample ({error!r})") from error
 
 
 def prompt_key(identity: str, tokens: np.ndarray) -> str:
@@ -115,27 +155,43 @@ class Encoded:
 
     @property
     def dataset(self) -> Path:
-        """Where the dataset lies that was encoded: as it was given, seen from here or from the cache's folder.
+        """Where the dataset lies that was encoded: where it was then, or beside the cache.
 
         Raises:
             UserError: at neither.
         """
-        for place in (Path(self._dataset), self.folder / self._dataset):
+        for place in (Path(self._dataset), self.folder.parent / Path(self._dataset).name):
             if (place / "dataset.json").exists():
                 return place
         raise UserError(
-            f"{self.folder} was made of the dataset {self._dataset}, which is not there: its statistics are needed, "
-            "put it back, or start where that path leads to it"
+            f"{self.folder} was made of {self._dataset}, whose statistics are needed and which is not there: "
+            "put it back, or beside the encoding"
         )
 
     def records(self, split: str) -> Records:
         """The records of a split, whose shards must be there."""
         shards = self._splits[split]["shards"]
         for shard in shards:
-            found = describe(self.folder / shard["file"])
-            if found is None or found["sha256"] != shard["sha256"]:
-                raise UserError(f"{self.folder / shard['file']} is missing or not the one encoded: encode it again")
+            self._told(shard)
         return Records([self.folder / shard["file"] for shard in shards], [shard["samples"] for shard in shards])
+
+    def samples(self, split: str) -> Iterator[Sample]:
+        """The samples of a split in order, but for damaged ones."""
+        records, prompts = self.records(split), self.prompts()
+        for number in range(len(records)):
+            sample = unpack_sample(records[number], self.leaves)
+            if not sample.damaged:
+                yield dataclasses.replace(sample, text=prompts[sample.prompts[0]])
+
+    @functools.cached_property
+    def texts(self) -> dict[str, str]:
+        """Prompts by their keys."""
+        return {key: text for file in self._texts for key, text in self._told(file)["prompts"].items()}
+
+    @property
+    def empty(self) -> Batch:
+        """What is made of the empty prompt."""
+        return self.prompts()[next(key for key, text in self.texts.items() if not text)]
 
     def verify(self) -> None:
         """Compares the SHA-256 of every file.
@@ -149,13 +205,16 @@ class Encoded:
 
     def prompts(self) -> Prompts:
         """The features of all prompts."""
-        places: dict[str, Path] = {}
-        for file in self._texts:
-            path = self.folder / file["file"]
-            if (told := describe(path)) is None or told["sha256"] != file["sha256"]:
-                raise UserError(f"{path} is missing or not the one encoded: encode it again")
-            places |= dict.fromkeys(told["prompts"], path)
+        places = {key: self.folder / file["file"] for file in self._texts for key in self._told(file)["prompts"]}
         return Prompts(places, {name: leaf for name, leaf in self.leaves.items() if leaf.prompt})
+
+    def _told(self, file: dict[str, Any]) -> dict[str, Any]:
+        """The description of a file, which must be there."""
+        path = self.folder / file["file"]
+        found = describe(path)
+        if found is None or found["sha256"] != file["sha256"]:
+            raise UserError(f"{path} is missing or not the one encoded: encode it again")
+        return found
 
 
 class Prompts:
@@ -166,18 +225,20 @@ class Prompts:
         self._known = functools.lru_cache(maxsize=PROMPTS_KEPT)(self._read)
 
     def __getitem__(self, key: str) -> Batch:
-        return self._known(key)
+        return {name: self._filled(rows, self._leaves[name].shape) for name, rows in self._known(key).items()}
+
+    @staticmethod
+    def _filled(rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """With the zeros at the end that are not kept."""
+        filled = np.zeros(shape, rows.dtype)
+        filled[: len(rows)] = rows
+        return filled
 
     def _read(self, key: str) -> Batch:
         import safetensors
 
-        found = {}
         with safetensors.safe_open(self._places[key], "np") as file:
-            for name, leaf in self._leaves.items():
-                rows = file.get_tensor(text_key(key, name))
-                found[name] = np.zeros(leaf.shape, rows.dtype)
-                found[name][: len(rows)] = rows  # zeros at the end are not kept
-        return found
+            return {name: file.get_tensor(text_key(key, name)) for name in self._leaves}
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Prompts, (self._places, self._leaves)
@@ -196,10 +257,9 @@ class EncodedReader:
     """
 
     def __init__(self, cache: Encoded, split: str, starts: Runs):
-        self.store, self.starts = cache, every(starts, cache.made_of["stride"])
+        self.store, (_, self.starts) = cache, every(starts, cache.made_of["stride"])
         self.sizes: dict[str, Any] = {}
         self._records, self._prompts = cache.records(split), cache.prompts()
-        self._leaves = {name: leaf for name, leaf in cache.leaves.items() if not leaf.prompt}
         if len(self._records) != len(self.starts):
             raise UserError(
                 f"{cache.folder} has {len(self._records)} samples of split '{split}', the dataset gives "
@@ -217,26 +277,24 @@ class EncodedReader:
         Raises:
             BadEpisode: the sample was damaged, or its record is.
         """
-        try:
-            record = msgpack.unpackb(self._records[number])
-            if "damaged" in record:
-                raise BadEpisode(record["damaged"])
-            sample = {name: _array(leaf, record["leaves"][name]) for name, leaf in self._leaves.items()}
-            return sample | self._prompts[drawn(record["prompts"], key)]
-        except _DAMAGE as error:
-            raise BadEpisode(f"damaged record {number} in {self.store.folder} ({error!r})") from error
+        sample = unpack_sample(self._records[number], self.store.leaves)
+        if sample.damaged:
+            raise BadEpisode(sample.damaged)
+        return sample.leaves | self._prompts[drawn(sample.prompts, key)]
 
     def share(self, parts: int) -> None:
         """Nothing: samples are read from the files each time."""
 
 
-def every(starts: Runs, stride: int) -> Runs:
-    """Every `stride`-th step, the first one first."""
+def every(starts: Runs, stride: int) -> tuple[Sequence[int], Runs]:
+    """Of the samples that begin at these steps, those at every `stride`-th step of an episode: numbers, and steps."""
     if stride == 1:
-        return starts
-    places = [starts.locate(number) for number in range(0, len(starts), stride)]
-    episode, step = np.array(places, np.int64).reshape(-1, 2).T
-    return Runs.of(episode, step, step + 1)
+        return range(len(starts)), starts
+    before = np.concatenate([[0], starts.ends])
+    runs = np.repeat(np.arange(len(starts.ends)), np.diff(before))
+    steps = (starts.first - before[:-1])[runs] + np.arange(len(starts))
+    numbers = np.flatnonzero(steps % stride == 0)
+    return numbers.tolist(), Runs.of(starts.episode[runs[numbers]], steps[numbers], steps[numbers] + 1)
 
 
 def _array(leaf: Leaf, raw: bytes) -> np.ndarray:

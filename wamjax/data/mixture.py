@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from wamjax.data.episode import JSON, Episode
+from wamjax.data.opened import open_dataset
 from wamjax.data.sampling import shares
 from wamjax.data.statistics import QUANTILES, Statistics
+from wamjax.data.step_files import Steps
 from wamjax.data.store import EpisodeStore
 from wamjax.errors import UserError
 
@@ -56,6 +58,11 @@ class Mixture:
         store, number = self._place(index)
         return store[number]
 
+    def all_steps(self) -> Iterator[Steps]:
+        """The step arrays of every episode in order; see `EpisodeStore`."""
+        for store in self.stores:
+            yield from store.all_steps()
+
     def metadata(self, index: int) -> dict[str, JSON]:
         """The metadata of an episode, without reading it."""
         store, number = self._place(index)
@@ -71,8 +78,7 @@ class Mixture:
         steps = [int(store.lengths.sum()) for store in self.stores]
         weights = np.repeat(np.array(shares(self.weights)) / steps, steps)
         columns: dict[str, list[np.ndarray]] = {name: [] for name in sorted(self.fields)}
-        for index in range(len(self)):
-            found = self[index].steps
+        for found in self.all_steps():
             for name, parts in columns.items():
                 parts.append(found[name].reshape(len(found[name]), -1).copy())
         return {name: _described(np.concatenate(columns.pop(name)), weights) for name in sorted(self.fields)}
@@ -99,7 +105,7 @@ def open_stores(addresses: Sequence[str]) -> Dataset:
         UserError: a dataset that cannot be opened, or weights that are no ratios.
     """
     named = [_weighted(address) for address in addresses]
-    stores = [EpisodeStore(folder) for folder, _ in named]
+    stores = [open_dataset(folder) for folder, _ in named]
     return stores[0] if len(stores) == 1 else Mixture(stores, [weight for _, weight in named])
 
 

@@ -9,9 +9,11 @@ Source: DreamZero (arXiv 2602.15922), `groot/vla/data/transform/state_action.py`
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
@@ -20,10 +22,12 @@ from jaxtyping import Array, Bool, Float
 
 from wamjax.data import statistics
 from wamjax.data.embodiments import Embodiment, Field
+from wamjax.data.files import read_sealed, write_sealed
 from wamjax.errors import UserError
 
 if TYPE_CHECKING:
     from wamjax.data.mixture import Dataset
+    from wamjax.data.store import EpisodeStore
 
 STATE_SIZE = 64
 ACTION_SIZE = 32
@@ -139,9 +143,8 @@ def dataset_statistics(store: Dataset, embodiment: Embodiment) -> Statistics:
     known: Mapping[str, Any] = store.statistics
     parts: Statistics = {"state": {}, "action": {}}
     for part, fields in (("state", embodiment.state), ("action", embodiment.action)):
+        _check_fields(store, fields)
         for field in fields:
-            if field.name not in known:
-                raise UserError(f"no step field '{field.name}' in {store.folder}: choose another embodiment")
             parts[part][field.key] = {name: known[field.name][name] for name in statistics.NAMES}
     parts["action"] |= relative_statistics(store, embodiment)
     return parts
@@ -151,23 +154,66 @@ def relative_statistics(store: Dataset, embodiment: Embodiment) -> dict[str, dic
     """Statistics of the relative actions: key -> {"max", "min", "mean", "std", "q01", "q99": one value per number}.
 
     action[i + k] - state[i], pooled over all k of a chunk and all steps i at which a whole chunk starts, of at most
-    `EPISODES` episodes.
+    `EPISODES` episodes; those that `keep_relative_statistics` left with the dataset, where they are of this very data.
+
+    Raises:
+        UserError: the dataset lacks a field, or no episode is as long as a chunk.
     """
+    fields = [field for field in embodiment.action if field.relative]
+    if not fields:
+        return {}
+    _check_fields(store, (*embodiment.state, *fields))
+    if (known := _kept(store, embodiment)) is not None:
+        return known
     chosen = np.arange(len(store))
     if len(chosen) > EPISODES:
         chosen = np.random.default_rng(SEED).choice(len(chosen), EPISODES, replace=False)
-    fields = [field for field in embodiment.action if field.relative]
     states = {field.key: field.name for field in embodiment.state}
     horizon = embodiment.actions_per_chunk
     count = int(np.maximum(store.lengths[chosen] - horizon + 1, 0).sum()) * horizon
-    if fields and not count:
+    if not count:
         raise UserError(f"no episode in {store.folder} has {horizon} steps, the length of a chunk: collect longer ones")
     found = {field.key: statistics.Summary.of(count, field.size) for field in fields}
-    for index in chosen.tolist() if fields else ():
-        steps = store[index].steps
+    wanted = np.isin(np.arange(len(store)), chosen)
+    for steps in itertools.compress(store.all_steps(), wanted):
         for field in fields:
             found[field.key].add(_differences(steps[field.name], steps[states[field.key]], horizon))
     return {key: summary.result() for key, summary in found.items()}
+
+
+def keep_relative_statistics(store: EpisodeStore, embodiment: Embodiment) -> Path:
+    """Write the statistics of the robot's relative actions into the dataset's folder; returns the file."""
+    path = _relative_file(store, embodiment)
+    write_sealed(path, {"of": _origin(store, embodiment), "statistics": relative_statistics(store, embodiment)})
+    return path
+
+
+def _kept(store: Dataset, embodiment: Embodiment) -> dict[str, dict[str, list[float]]] | None:
+    """What `keep_relative_statistics` wrote for this very data and robot, or None."""
+    try:
+        content = read_sealed(_relative_file(store, embodiment))
+        found: dict[str, dict[str, list[float]]] = content["statistics"]
+        return found if content["of"] == _origin(store, embodiment) else None
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _relative_file(store: Dataset, embodiment: Embodiment) -> Path:
+    return Path(store.folder) / f"relative-{embodiment.name}.json"
+
+
+def _origin(store: Dataset, embodiment: Embodiment) -> dict[str, Any]:
+    """All that statistics of relative actions depend on."""
+    states = {field.key: field.name for field in embodiment.state}
+    fields = [[field.name, states[field.key], field.size] for field in embodiment.action if field.relative]
+    shared = {"horizon": embodiment.actions_per_chunk, "episodes": EPISODES, "seed": SEED}
+    return {"fingerprint": store.fingerprint, "split": store.split, "fields": fields, **shared}
+
+
+def _check_fields(store: Dataset, fields: Sequence[Field]) -> None:
+    for field in fields:
+        if field.name not in store.fields:
+            raise UserError(f"no step field '{field.name}' in {store.folder}: choose another embodiment")
 
 
 def _differences(action: np.ndarray, state: np.ndarray, horizon: int) -> Float[np.ndarray, "n a"]:

@@ -24,6 +24,7 @@ from wamjax.errors import UserError
 
 STATE, GRIPPER = "observation/", "gripper_position"
 VELOCITY = "action_dict/joint_velocity"
+REPEATED, TOUCHED_UP = 0.4, 3.0  # share of a frozen camera's pictures that are the same; levels by which others differ
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,10 +92,15 @@ class Report:
 Check = Callable[[Episode, Thresholds], Iterator[Flag]]
 
 
-def examine(source: Source, checks: Sequence[Check], thresholds: Thresholds = Thresholds()) -> Iterator[Report]:
-    """Looks at all episodes of a dataset, one after the other; what cannot be read is flagged, too."""
+def examine(
+    source: Source,
+    checks: Sequence[Check],
+    thresholds: Thresholds = Thresholds(),
+    episodes: Sequence[int] | None = None,
+) -> Iterator[Report]:
+    """Looks at all episodes of a dataset, or those given, one after the other; what cannot be read is flagged, too."""
     seen: dict[bytes, int] = {}
-    for number in range(len(source)):
+    for number in range(len(source)) if episodes is None else episodes:
         try:
             episode = source[number]
         except BadEpisode as error:
@@ -139,8 +145,8 @@ def pictures(episode: Episode, thresholds: Thresholds) -> Iterator[Flag]:
         if (share := float((levels < thresholds.black).mean())) > thresholds.black_share:
             yield Flag("black", camera, f"{share:.0%} of the pictures are black")
         longest = thresholds.frozen_seconds * _rate(episode)
-        for first, stop in _runs(changes == 0):
-            if stop - first > longest and moving[first:stop].mean() > 0.5:
+        for first, stop in _runs(_frozen(changes, max(2, int(longest) + 1))):
+            if moving[first:stop].mean() > 0.5:
                 yield Flag("frozen", camera, f"the same picture from step {first} to {stop}, while the robot moves")
                 break
 
@@ -251,6 +257,20 @@ def _levels(frames: UInt8[np.ndarray, "t h w 3"]) -> tuple[np.ndarray, np.ndarra
     """Mean level of every picture, and mean distance of every one from the one before (t,)."""
     changes = [np.inf, *(np.abs(b.astype(np.int16) - a).mean() for a, b in itertools.pairwise(frames))]
     return frames.mean((1, 2, 3)), np.array(changes)
+
+
+def _frozen(changes: Float[np.ndarray, " t"], window: int) -> Bool[np.ndarray, " t"]:
+    """Steps of windows in which nothing but the codec changes the picture.
+
+    x264 repeats most pictures of a frozen camera bit by bit and touches up the others, at key frames above all; noise
+    keeps a camera that works from ever repeating one.
+    """
+    frozen = np.zeros(len(changes), bool)
+    if len(changes) >= window:
+        parts = np.lib.stride_tricks.sliding_window_view(changes, window)
+        for start in np.flatnonzero(((parts == 0).mean(1) > REPEATED) & (parts.max(1) < TOUCHED_UP)).tolist():
+            frozen[start : start + window] = True
+    return frozen
 
 
 def _runs(mask: Bool[np.ndarray, " t"]) -> list[tuple[int, int]]:

@@ -21,6 +21,8 @@ from wamjax.errors import UserError
 PathLike = str | os.PathLike[str]
 
 SHARD_SUFFIX = ".array_record"
+BEGUN = "encoding.json"
+"""In folders of encoded samples (`latents.py`) from the beginning: what they are made of. Datasets have none."""
 _WRITE_OPTIONS = "group_size:1,uncompressed"  # videos and latents, most of the bytes, would not become smaller
 _READ_OPTIONS = "readahead_buffer_size:0,max_parallelism:0"  # what ArrayRecord recommends for random access
 
@@ -46,7 +48,10 @@ def describe(shard: Path) -> dict[str, Any] | None:
 
 
 def write_shard(
-    shard: Path, fill: Callable[[Callable[[bytes], None]], dict[str, Any]], unfinished: str
+    shard: Path,
+    fill: Callable[[Callable[[bytes], None]], dict[str, Any]],
+    unfinished: str,
+    beside: Callable[[str], None] = lambda checksum: None,
 ) -> dict[str, Any]:
     """Write one shard and return its description; a finished one is kept, without calling `fill`.
 
@@ -54,6 +59,7 @@ def write_shard(
         shard: its path.
         fill: writes the records with what it is given, and returns what the description is to say.
         unfinished: name of the file in the folder that says that everything is there, which then no longer holds.
+        beside: writes what goes with the shard, given its checksum, before the description says that all is there.
 
     Raises:
         UserError: the disk is full.
@@ -70,6 +76,7 @@ def write_shard(
         finally:
             writer.close()
         description |= {"file": shard.name, "bytes": partial.stat().st_size, "sha256": sha256(partial)}
+    beside(description["sha256"])
     write_sealed(shard.with_suffix(".json"), description)
     return description
 

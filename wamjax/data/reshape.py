@@ -14,8 +14,15 @@ from wamjax.data.storage import brief
 from wamjax.data.video_files import DAMAGE
 
 
-def reshape(video: Video, size: tuple[int, int] | None, fps: float | None, encode_again: Callable[..., Video]) -> Video:
-    """A video of `size` (height, width) and `fps` Hz; None leaves either as it is, and both the video itself.
+def reshape(
+    video: Video,
+    size: tuple[int, int] | None,
+    fps: float | None,
+    encode_again: Callable[..., Video],
+    always: bool = False,
+) -> Video:
+    """A video of `size` (height, width) and `fps` Hz; None leaves either as it is, and both the video itself,
+    unless it is `always` to be encoded again.
 
     Pictures are stretched to the size by Pillow's bicubic filter, as DROID's release was made. With a frame rate, each
     new picture is the one shown at its time, so that videos of varying rate come out even.
@@ -23,7 +30,7 @@ def reshape(video: Video, size: tuple[int, int] | None, fps: float | None, encod
     Raises:
         BadEpisode: the video is damaged or cut short.
     """
-    if fps is None and size in (None, (video.height, video.width)):
+    if not always and fps is None and size in (None, (video.height, video.width)):
         return video
     try:
         times, pictures, rate = _decoded(video, size)

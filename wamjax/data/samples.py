@@ -109,7 +109,8 @@ class EpisodeReader:
     Samples are drawn uniformly, so no episode is likelier to return than another: once the cache is full it
     keeps what it has (evicting could not raise the hit rate), and of the others only the sample is decoded.
 
-    A subclass says how many samples an episode gives at most (`counts`) and cuts the one at a step (`cut`).
+    A subclass says how many samples an episode gives at most (`counts`), cuts the one at a step (`cut`), and has
+    `tokenize`, what it makes of instructions.
 
     Args:
         store, selection: what samples are cut from, and where they may begin.
@@ -123,6 +124,8 @@ class EpisodeReader:
     Raises:
         UserError: a camera or field that the dataset lacks.
     """
+
+    tokenize: Tokenize
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """The native episode store: a folder of ArrayRecord shards that processes fill together and threads read.
 
     <split>-<name>.array_record   one record per episode (`episode.pack`), in groups of one for random access
+    <split>-<name>.steps.npz      a copy of its step arrays, for whoever needs no pictures (`step_files`)
     <split>-<name>.json           written after its shard: what is in it, so that readers need not open it
     dataset.json                  written last, by `finish`: the splits, fields, cameras and the fingerprint
     statistics.json               exact statistics of the training split's fields
@@ -12,16 +13,16 @@ nothing that looks finished, and its work can be resumed shard by shard.
 """
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from wamjax.data import records, statistics
+from wamjax.data import records, statistics, step_files
 from wamjax.data.episode import JSON, BadEpisode, Episode, pack, unpack
 from wamjax.data.files import PARTIAL, read_sealed, sha256, write_sealed
-from wamjax.data.records import SHARD_SUFFIX, PathLike, describe, shard_path
+from wamjax.data.records import BEGUN, SHARD_SUFFIX, PathLike, describe, shard_path
 from wamjax.errors import UserError
 
 STORE_FORMAT = 1
@@ -43,7 +44,15 @@ def write_shard(folder: PathLike, split: str, name: str, episodes: Iterable[Epis
         BadEpisode: the episodes differ in fields, cameras or fps, or one lacks the metadata `fps`.
     """
     shard = shard_path(folder, split, name)
-    return records.write_shard(shard, lambda write: _write_episodes(write, episodes), "dataset.json")
+    steps: list[step_files.Steps] = []
+
+    def copy_steps(checksum: str) -> None:
+        if steps and steps[0]:
+            step_files.write(shard.with_suffix(step_files.SUFFIX), checksum, steps)
+
+    return records.write_shard(
+        shard, lambda write: _write_episodes(write, episodes, steps), "dataset.json", beside=copy_steps
+    )
 
 
 def finish(folder: PathLike, *, name: str | None = None) -> dict[str, Any]:
@@ -79,8 +88,7 @@ def finish(folder: PathLike, *, name: str | None = None) -> dict[str, Any]:
         "fingerprint": hashlib.sha256(hashes.encode()).hexdigest(),
     }
     train = EpisodeStore(folder, "train", dataset=dataset)
-    steps = (train[i].steps for i in range(len(train)))
-    write_sealed(folder / "statistics.json", statistics.compute(steps, int(train.lengths.sum())))
+    write_sealed(folder / "statistics.json", statistics.compute(train.all_steps(), int(train.lengths.sum())))
     write_sealed(folder / "dataset.json", dataset)
     for leftover in folder.glob(f".*{PARTIAL}"):
         leftover.unlink(missing_ok=True)
@@ -150,6 +158,21 @@ class EpisodeStore:
             )
         return episode
 
+    def all_steps(self) -> Iterator[step_files.Steps]:
+        """The step arrays of every episode in order, without reading videos where the shards have files of steps.
+
+        Raises:
+            BadEpisode: a record that has to be read is damaged.
+        """
+        ends = np.cumsum([shard["episodes"] for shard in self._shards]).tolist()
+        for shard, first, stop in zip(self._shards, [0, *ends], ends, strict=False):
+            if not self.fields:
+                yield from ({} for _ in range(first, stop))
+                continue
+            path = (self.folder / shard["file"]).with_suffix(step_files.SUFFIX)
+            known = step_files.read(path, shard["sha256"], self.lengths[first:stop].tolist())
+            yield from (self[index].steps for index in range(first, stop)) if known is None else known
+
     def metadata(self, index: int) -> dict[str, JSON]:
         """The metadata of episode `index`, without reading the episode."""
         return self._metadata[index]
@@ -188,14 +211,17 @@ class EpisodeStore:
         return description
 
 
-def _write_episodes(write: Callable[[bytes], None], episodes: Iterable[Episode]) -> dict[str, Any]:
-    """Write the episodes' records and describe them."""
+def _write_episodes(
+    write: Callable[[bytes], None], episodes: Iterable[Episode], steps: list[step_files.Steps]
+) -> dict[str, Any]:
+    """Write the episodes' records, add their step arrays to `steps`, and describe them."""
     lengths, metadata, common = [], [], None
     for episode in episodes:
         if common not in (None, found := schema(episode)):
             raise BadEpisode(f"episodes of one shard must look alike: {found} after {common}")
         common = found
         write(pack(episode))
+        steps.append(episode.steps)
         lengths.append(len(episode))
         metadata.append(dict(episode.metadata))
     return {
@@ -238,6 +264,8 @@ def schema(episode: Episode) -> dict[str, Any]:
 
 def _read_dataset(folder: Path) -> dict[str, Any]:
     path = folder / "dataset.json"
+    if (folder / BEGUN).exists():
+        raise UserError(f"{folder} holds encoded samples, which `wamjax train` alone reads: give the dataset")
     if not path.exists():
         started = next(folder.glob(f"*{SHARD_SUFFIX}*"), None) if folder.is_dir() else None
         state = "unfinished dataset" if started else "no dataset"

@@ -130,13 +130,39 @@ def _open_index(path: Path) -> Tensors:
     return tensors
 
 
+def read_torch(path: Path) -> Any:
+    """Whatever a PyTorch file holds, with arrays for its tensors.
+
+    Raises:
+        UserError: a damaged or shortened file, or one that holds anything but tensors and plain values.
+    """
+    return _read(_torch_tree(path))
+
+
+def _read(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {key: _read(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return type(tree)(_read(value) for value in tree)
+    return tree.read() if isinstance(tree, Tensor) else tree
+
+
 def _open_torch(path: Path) -> Tensors:
+    tensors = dict(_leaves(_torch_tree(path)))
+    if not tensors:
+        raise UserError(f"{path} holds no tensors by name")
+    return tensors
+
+
+def _torch_tree(path: Path) -> Any:
     """The table of contents is a pickle: only what tensors are made of is ever built from it."""
     try:
         archive = zipfile.ZipFile(path)
         (contents,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
         with archive.open(contents) as file:
-            tree = _Weights(file, archive, contents.removesuffix("data.pkl")).load()
+            return _Weights(file, archive, contents.removesuffix("data.pkl")).load()
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}") from error
     except (zipfile.BadZipFile, ValueError, EOFError, IndexError, KeyError, TypeError) as error:
         raise UserError(
             f"{path} is damaged, cut short, or not of PyTorch's zip format ({error}): download it again, "
@@ -144,10 +170,6 @@ def _open_torch(path: Path) -> Tensors:
         ) from error
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} is refused: {error}") from error
-    tensors = dict(_leaves(tree))
-    if not tensors:
-        raise UserError(f"{path} holds no tensors by name")
-    return tensors
 
 
 def _leaves(tree: Any, prefix: str = "") -> Any:

@@ -19,8 +19,9 @@ from jaxtyping import Array
 
 from wamjax.data.encode import Encoder
 from wamjax.data.latents import Leaf
-from wamjax.policies.contract import Batch, Draws, Encoded, Params, Pass
+from wamjax.policies.contract import Batch, Encoded, Params
 from wamjax.sharding.mesh import OnMesh, to_devices
+from wamjax.training.cached import Cached
 from wamjax.training.checkpoint import fingerprint
 from wamjax.training.step import Learner
 
@@ -50,6 +51,7 @@ class Making:
     @classmethod
     def of(cls, policy: Learner, frozen: Params, batch: Shapes) -> Making:
         """Traces a policy; `frozen` may be shapes."""
+        frozen = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), frozen)
         weights = _by_path(frozen)
         made, needs = _traced(policy, frozen, batch, None)
         drawn = set[str]().union(*_traced(policy, frozen, batch, jax.random.key(0))[1].values())
@@ -87,17 +89,17 @@ def encoder(
     leaves = making.kept(dtype)
 
     def make(prompts: bool) -> OnMesh:
-        def run(frozen: Params, batch: Batch) -> Encoded:
-            made = policy.encode(frozen, None, batch)
+        def run(frozen: Params, given: Batch) -> Encoded:
+            blank = {name: jnp.zeros((rows, *shape.shape[1:]), shape.dtype) for name, shape in batch.items()}
+            made = policy.encode(frozen, None, {**blank, **given})  # what is not asked for is not computed
             return {name: made[name].astype(leaf.kept) for name, leaf in leaves.items() if leaf.prompt == prompts}
 
         return OnMesh(mesh, jax.jit(run))
 
     samples, prompts = make(prompts=False), make(prompts=True)
-    blank = {name: np.zeros((rows, *shape.shape[1:]), shape.dtype) for name, shape in batch.items()}
     return Encoder(
         samples=lambda batch: samples(frozen, to_devices(batch, mesh)) if batch else {},
-        prompts=lambda tokens: prompts(frozen, to_devices(blank | {SAID: tokens}, mesh)),
+        prompts=lambda tokens: prompts(frozen, to_devices({SAID: tokens}, mesh)),
         leaves=leaves,
         batch=rows,
         identity=f"{read_fingerprint(frozen, making.said)}:{dtype}",
@@ -105,36 +107,18 @@ def encoder(
 
 
 @dataclasses.dataclass(frozen=True)
-class Precomputed:
-    """A policy whose batches are encoded already; see `Policy` for the methods.
+class Precomputed(Cached):
+    """A policy whose batches are read from a cache of encoded samples.
 
     Attributes:
-        policy: the policy. leaves: what batches have.
+        leaves: what they have.
     """
 
-    policy: Learner
     leaves: Mapping[str, Leaf]
 
-    def init(self, key: Array) -> Params:
-        """The policy's."""
-        return self.policy.init(key)
-
     def encode(self, frozen: Params, key: Array | None, batch: Batch) -> Encoded:
-        """The batch itself, in the numbers that the policy's own networks give."""
-        del frozen, key
+        """The batch itself, in the kinds of numbers that the policy's own networks give."""
         return {name: batch[name].astype(leaf.dtype) for name, leaf in self.leaves.items()}
-
-    def draw(self, key: Array, encoded: Encoded) -> Draws:
-        """The policy's."""
-        return self.policy.draw(key, encoded)
-
-    def loss(self, params: Params, frozen: Params, encoded: Encoded, draws: Draws) -> dict[str, tuple[Array, Array]]:
-        """The policy's."""
-        return self.policy.loss(params, frozen, encoded, draws)
-
-    def passes(self, mode: str) -> list[Pass]:
-        """The policy's."""
-        return self.policy.passes(mode)
 
 
 def _traced(policy: Learner, frozen: Params, batch: Shapes, key: Any) -> tuple[Any, dict[str, set[str]]]:

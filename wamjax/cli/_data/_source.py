@@ -28,9 +28,10 @@ def open_source(address: str, args: argparse.Namespace) -> Source:
     options = readers.Options(
         split=args.split,
         embodiment=embodiments.load(args.embodiment) if args.embodiment else None,
-        encode=functools.partial(encode, crf=getattr(args, "crf", CRF)),
+        encode=functools.partial(encode, crf=getattr(args, "crf", CRF), fast=getattr(args, "fast", False)),
         fps=args.fps,
         size=_size(args.size) if getattr(args, "size", None) else None,
+        again=getattr(args, "fast", False),
     )
     return readers.open_source(address, args.format, options)
 

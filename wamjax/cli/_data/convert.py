@@ -3,12 +3,17 @@
     wamjax data convert gs://bucket/droid_101/1.0.1 runs/droid
     wamjax data convert runs/demo/data lerobot/demo --to lerobot
 
-A conversion to the native store goes on where it stopped; damaged episodes are left out, and named.
+    wamjax data convert /mnt/droid /mnt/store --runner DataflowRunner --beam=--project=mine --beam=--region=us-east1
+
+A conversion to the native store goes on where it stopped; damaged episodes are left out, and named. It may be the work
+of several processes, or of a fleet under Apache Beam (pip install 'wamjax[beam]'), whose workers see OUT under the same
+path; the result is the same, byte for byte. --beam=FLAG hands a flag of its own to Beam, as often as there are flags.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 from typing import TYPE_CHECKING
 
 from wamjax.cli._data._source import CRF, add_source_arguments, open_source
@@ -16,6 +21,7 @@ from wamjax.cli._data._source import CRF, add_source_arguments, open_source
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from wamjax.data.convert import Run
     from wamjax.data.episode import Episode
     from wamjax.data.readers import Source
 
@@ -31,7 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--crf", type=int, default=CRF, metavar="N", help="quality of pictures that become video (18); 0 is lossless"
     )
     parser.add_argument("--size", metavar="HxW", help="height and width that videos are brought to, such as 180x320")
+    parser.add_argument(
+        "--fast", action="store_true", help="encode every video anew, so that clips of it decode in a third of the time"
+    )
     add_source_arguments(parser)
+    parser.add_argument("--processes", type=int, default=1, metavar="N", help="of this machine, for the native store")
+    parser.add_argument("--runner", metavar="RUNNER", help="of Apache Beam: DirectRunner, DataflowRunner, …")
+    parser.add_argument("--beam", action="append", default=[], metavar="=FLAG", help="a flag for Beam (repeatable)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -42,15 +54,31 @@ def run(args: argparse.Namespace) -> None:
     from wamjax.data import convert, lerobot_export
 
     source = open_source(args.source, args)
-    settings = {key: getattr(args, key) for key in ("source", "split", "crf", "size", "fps", "embodiment")}
+    settings = {key: getattr(args, key) for key in ("source", "split", "crf", "size", "fast", "fps", "embodiment")}
     with Progress(console=Console(stderr=True)) as bars:
         watched = _Watched(source, bars)
         if args.to == "lerobot":
             count = lerobot_export.export_dataset(watched, args.out)
         else:
-            count = convert.to_store(watched, args.out, split=args.split, settings=settings)
+            by = _workers(args, watched)
+            count = convert.to_store(watched, args.out, split=args.split, settings=settings, run=by)
         watched.finish()
     print(f"dataset     {args.out}: {count} of {len(source)} episodes")
+
+
+def _workers(args: argparse.Namespace, watched: _Watched) -> Run:
+    """Who writes the shards."""
+    from wamjax.data import convert, fleet
+    from wamjax.errors import UserError
+
+    if args.processes < 1 or (args.processes > 1 and args.runner):
+        raise UserError(f"--processes {args.processes}: give at least 1, and not beside --runner")
+    if args.beam and not args.runner:
+        raise UserError("--beam needs a --runner, for instance --runner DirectRunner")
+    opened = functools.partial(open_source, args.source, args)
+    if args.runner:
+        return fleet.on_beam(opened, [f"--runner={args.runner}", *args.beam])
+    return convert.in_turn if args.processes == 1 else fleet.in_processes(opened, args.processes, watched.advance)
 
 
 class _Watched:
@@ -70,6 +98,9 @@ class _Watched:
     def __getitem__(self, index: int) -> Episode:
         self._bars.update(self._bar, completed=index)
         return self._source[index]
+
+    def advance(self, episodes: int) -> None:
+        self._bars.advance(self._bar, episodes)
 
     def finish(self) -> None:
         self._bars.update(self._bar, completed=len(self))

@@ -3,10 +3,10 @@
     wamjax data encode --config configs/dreamzero_14b_droid.py --data runs/droid --weights weights --out runs/latents
     wamjax train --config configs/dreamzero_14b_droid.py --data runs/latents --out runs/dreamzero
 
-What the policy's frozen networks make of every sample (or of every --stride-th) is written, shard by shard; what they
-make of a prompt, once for all samples that have it. A job that was killed goes on when the same command is given again;
-finished shards are kept, and the result is the same, byte for byte. Started on several machines, as `wamjax train` is,
-each process encodes shards of its own on its own devices, into a folder that all share.
+What the policy's frozen networks make of every sample (or of those at every --stride-th step) is written, shard by
+shard; what they make of a prompt, once for all samples that have it. A job that was killed goes on when the command
+is given again; finished shards are kept, and the result is the same, byte for byte. Started on several machines, as
+`wamjax train` is, each process encodes shards of its own on its own devices, into a folder that all share.
 
 Augmentation is drawn anew in every step and cannot be encoded: it is left out. docs/data.md says more.
 """
@@ -27,26 +27,25 @@ HELP = "run a policy's frozen networks over a dataset once, for trainings that r
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares its options."""
-    from wamjax.cli.main import add_config_arguments
+    from wamjax.cli.main import add_config_arguments, add_process_arguments
 
     add_config_arguments(parser)
     parser.add_argument("--data", required=True, metavar="DIR", help="dataset folder, of the native kind")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; what is in it already is kept")
     parser.add_argument("--weights", metavar="DIR", help="pretrained networks (default: the configuration's)")
-    parser.add_argument("--stride", type=int, default=1, metavar="N", help="encode every N-th sample (1)")
+    parser.add_argument(
+        "--stride", type=int, default=1, metavar="N", help="of an episode, encode samples at every N-th step (1)"
+    )
     parser.add_argument(
         "--dtype", default="bfloat16", choices=("bfloat16", "float32"), help="latents and features (bfloat16)"
     )
     parser.add_argument("--shard", type=int, default=256, metavar="N", help="samples per file (256)")
     parser.add_argument("--batch", type=int, default=1, metavar="N", help="samples that a device encodes at once (1)")
-    several = parser.add_argument_group("several processes", "found by themselves on TPU pods, GKE and SLURM")
-    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens; the same for all")
-    several.add_argument("--processes", type=int, metavar="N", help="how many there are (1: this one alone)")
-    several.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
+    add_process_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Runs the subcommand."""
+    """Runs it."""
     from wamjax.cli.main import report
     from wamjax.errors import UserError
     from wamjax.sharding import processes
@@ -66,7 +65,7 @@ def prepare(args: argparse.Namespace) -> tuple[Job, Encoder]:
 
     from wamjax.cli import _encoded, _experiment
     from wamjax.data.encode import Job, begin
-    from wamjax.data.latents import BEGUN
+    from wamjax.data.records import BEGUN
     from wamjax.data.store import EpisodeStore
     from wamjax.sharding import processes
     from wamjax.sharding.mesh import MeshConfig, make_mesh, place, shardings
@@ -86,7 +85,7 @@ def prepare(args: argparse.Namespace) -> tuple[Job, Encoder]:
     batch = {name: [x.dtype.name, list(x.shape)] for name, x in _first(readers["train"]).items()}
     making = precomputed.Making.of(policy, frozen, _encoded.shapes(batch))
     if making.draws:
-        processes.say("what the policy draws anew in every step (augmentation) is left out: it cannot be encoded")
+        processes.say(_encoded.LEFT_OUT)
     rows = args.batch * len(jax.local_devices())
     made_of = {
         "dataset": store.fingerprint,

@@ -1,7 +1,13 @@
 """Tell what a dataset of any format holds.
 
-wamjax data inspect runs/demo/data
-wamjax data inspect gs://bucket/droid_101/1.0.1
+    wamjax data inspect runs/demo/data
+    wamjax data inspect gs://bucket/droid_101/1.0.1
+    wamjax data inspect runs/demo/encoded --verify
+    wamjax data inspect runs/demo/data --html data.html
+    wamjax data inspect runs/demo/data --rerun data.rrd
+
+`--html` writes one page that needs no network: pictures and curves of some episodes, distributions, flags.
+`--rerun` writes a recording for the Rerun viewer, or opens the viewer where no file is given; it needs wamjax[rerun].
 """
 
 from __future__ import annotations
@@ -25,14 +31,73 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares its options."""
     parser.add_argument("data", metavar="DATA", help="dataset folder or file, local or a URL such as gs://…")
     parser.add_argument("--verify", action="store_true", help="also read every shard and compare its checksum")
+    parser.add_argument("--html", metavar="FILE", help="write a page on it")
+    parser.add_argument(
+        "--rerun", nargs="?", const="", metavar="FILE", help="for the Rerun viewer (opened without FILE)"
+    )
+    parser.add_argument(
+        "--episodes", type=int, metavar="N", help="the most that are read for --html (200) or --rerun (10)"
+    )
+    parser.add_argument(
+        "--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[], help="change a threshold of flags"
+    )
     add_source_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     """Runs it."""
+    from wamjax.errors import UserError
+
+    if args.episodes is not None and args.episodes < 1:
+        raise UserError(f"--episodes {args.episodes}: give a number of at least 1")
+    _print(args)
+    if args.html:
+        _write_page(args)
+    if args.rerun is not None:
+        _show_episodes(args)
+
+
+def _write_page(args: argparse.Namespace) -> None:
+    """Look at the dataset, and say where the page lies."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from wamjax import config as configuration
+    from wamjax.data import page
+    from wamjax.data.quality import Thresholds
+
+    table = configuration.override(configuration.to_dict(Thresholds()), args.overrides)
+    thresholds = configuration.build(Thresholds, table)
+    with Progress(console=Console(stderr=True)) as bars:
+        bar = bars.add_task("looking", total=None)
+        look = page.write(
+            open_source(args.data, args),
+            args.html,
+            thresholds=thresholds,
+            examined=args.episodes or page.gather.EXAMINED,
+            tell=lambda done, total: bars.update(bar, completed=done, total=total),
+        )
+    print(f"page        {args.html}: {len(look.flagged)} of {len(look.reports)} episodes have flags")
+
+
+def _show_episodes(args: argparse.Namespace) -> None:
+    """Send some episodes to the viewer, or to its file."""
+    from wamjax.data import viewer
+
+    source = open_source(args.data, args)
+    count = viewer.show(source, args.rerun or None, episodes=args.episodes or viewer.EPISODES)
+    print(f"recording   {args.rerun or 'sent to the Rerun viewer'}: {count} episodes")
+
+
+def _print(args: argparse.Namespace) -> None:
+    """What is there, in lines."""
     from wamjax.data.readers import native
+    from wamjax.data.records import BEGUN
     from wamjax.data.storage import Place
 
+    if (Path(args.data) / BEGUN).exists():
+        _inspect_encoded(Path(args.data), args.verify)
+        return
     if args.format in (None, "native") and (place := Place.of(args.data)).is_local and native.recognises(place):
         _inspect_store(Path(place.path), args.verify)
         return
@@ -49,6 +114,21 @@ def run(args: argparse.Namespace) -> None:
         print(f"language    {text}")
     for name, value in episode.metadata.items():
         print(f"metadata    {name} {value}"[:120])
+
+
+def _inspect_encoded(folder: Path, verify: bool) -> None:
+    from wamjax.data.latents import Encoded
+
+    encoded = Encoded(folder)
+    if verify:
+        encoded.verify()
+    print(f"encoded     samples at every {encoded.made_of['stride']}. step, of dataset {encoded.made_of['dataset']}")
+    print(f"fingerprint {encoded.fingerprint}")
+    for name, leaf in encoded.leaves.items():
+        print(f"{'prompt' if leaf.prompt else 'sample':<11} {name} {leaf.kept} {list(leaf.shape)}")
+    print(f"prompts     {len(encoded.texts)}")
+    for split in encoded.splits:
+        print(f"split       {split}: {len(encoded.records(split))} samples")
 
 
 def _inspect_store(folder: Path, verify: bool) -> None:

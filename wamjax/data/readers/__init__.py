@@ -77,11 +77,12 @@ class Listed:
 
 @dataclass(frozen=True)
 class Reshaped:
-    """A source whose videos are brought to one size (see `reshape`)."""
+    """A source whose videos are brought to one size (None: their own), or encoded anew (see `reshape`)."""
 
     source: Source
-    size: tuple[int, int]
+    size: tuple[int, int] | None
     encode: Callable[..., Video]
+    always: bool = False
 
     @property
     def name(self) -> str:
@@ -93,7 +94,7 @@ class Reshaped:
 
     def __getitem__(self, index: int) -> Episode:
         episode = self.source[index]
-        videos = {k: reshape(v, self.size, None, self.encode) for k, v in episode.videos.items()}
+        videos = {k: reshape(v, self.size, None, self.encode, self.always) for k, v in episode.videos.items()}
         return replace(episode, videos=videos)
 
 
@@ -107,6 +108,7 @@ class Options:
         encode: makes videos of sources that hold pictures.
         fps: steps per second, Hz, where the source does not say or is wrong; videos without steps are brought to it.
         size: height and width that videos are brought to; None leaves them as they are.
+        again: whether all videos are encoded anew.
     """
 
     split: str = "train"
@@ -114,6 +116,7 @@ class Options:
     encode: Callable[..., Video] = field(default=encode)
     fps: float | None = None
     size: tuple[int, int] | None = None
+    again: bool = False
 
     def only_train(self, place: Place) -> None:
         """Refuse other splits."""
@@ -147,7 +150,9 @@ def open_source(address: Place | PathLike, format: str | None = None, options: O
     source = _module(format).open_dataset(place, options)
     if not len(source):
         raise UserError(f"{place} has no episodes of the format {format}: give the folder of a whole dataset")
-    return source if options.size is None else Reshaped(source, options.size, options.encode)
+    if options.size is None and not options.again:
+        return source
+    return Reshaped(source, options.size, options.encode, options.again)
 
 
 def recognise(place: Place) -> str:

@@ -125,8 +125,28 @@ class _LeRobot:
     def __len__(self) -> int:
         return len(self._entries)
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """See `opened.Indexed`."""
+        return np.array([entry.length for entry in self._entries], np.int64)
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        """See `opened.Indexed`."""
+        robot, source = str(self._robot) if self._robot else None, f"{self.name}/{self._entries[index].number}"
+        return {"fps": self._fps, "embodiment": robot, "source": source}
+
+    def steps(self, index: int) -> Mapping[str, np.ndarray]:
+        """See `opened.Indexed`."""
+        steps, *_ = self._table(self._entries[index], {})
+        return steps
+
     def __getitem__(self, index: int) -> Episode:
-        entry = self._entries[index]
+        entry, metadata = self._entries[index], self.metadata(index)
+        steps, language, table = self._table(entry, metadata)
+        return Episode(steps=steps, videos=self._videos(table, entry), language=language, metadata=metadata)
+
+    def _table(self, entry: _Entry, metadata: dict[str, Any]) -> tuple[dict[str, np.ndarray], tuple[str, ...], Any]:
+        """Step fields, tasks and rows of an episode; tasks that change go to `metadata`."""
         columns = (*self._vectors, *self._pictures, "timestamp", "task_index")
         if entry.first is None:
             table = open_table(entry.data, columns)
@@ -136,13 +156,8 @@ class _LeRobot:
             raise BadEpisode(f"{entry.data} has {table.num_rows} rows for {entry.length} steps: get it again")
         steps = {step_field(name): self._vector(table, name, entry) for name in self._vectors}
         self._check_times(column_array(table, "timestamp", entry.data), entry)
-        metadata: dict[str, Any] = {
-            "fps": self._fps,
-            "embodiment": str(self._robot) if self._robot else None,
-            "source": f"{self.name}/{entry.number}",
-        }
         language = self._language(column_array(table, "task_index", entry.data), entry, steps, metadata)
-        return Episode(steps=steps, videos=self._videos(table, entry), language=language, metadata=metadata)
+        return steps, language, table
 
     def _vector(self, table: Any, name: str, entry: _Entry) -> np.ndarray:
         """A feature, in the shape and kind of number that info.json says."""
@@ -299,6 +314,9 @@ class _Rows:
         self._bounds = functools.lru_cache(maxsize=16)(row_groups)
         # Some writers have one row group for all episodes of a file.
         self._groups = functools.lru_cache(maxsize=1)(open_table)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Rows, ()  # another process keeps its own
 
     def find(self, entry: _Entry, first: int, columns: tuple[str, ...]) -> Any:
         """An episode's rows, the first of which has the number `first` over the whole dataset.

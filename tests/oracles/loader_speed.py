@@ -1,0 +1,100 @@
+"""Our side of loader_speed.sh, which also starts LeRobot's; prints the table of docs/data.md.
+
+    python loader_speed.py PYTHON_OF_LEROBOT FOLDER
+
+All rows take turns on one core; processor seconds are those of whole processes after their first batch.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from wamjax.data.opened import open_dataset
+from wamjax.data.pipeline import ClipConfig, batches
+from wamjax.data.samples import Batch
+from wamjax.data.video import decode
+
+FPS, STRIDE, FRAMES, BATCH, CLIPS, ROUNDS = 15, 3, 33, 4, 40, 3
+HERE = Path(__file__).parent
+
+
+def theirs(python: str, folder: Path, backend: str) -> float:
+    """Clips per processor second of LeRobot's loader; zero where the backend does not work here."""
+    command = [python, str(HERE / "loader_speed_lerobot.py"), "read", str(folder), backend, str(CLIPS)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        print(f"LeRobot, {backend}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
+        return 0.0
+    return CLIPS / float(done.stdout.split()[-2])
+
+
+def ours(folder: Path, change: Callable[[Batch], object] = lambda batch: None) -> float:
+    """Clips per processor second of our loader, without a cache of decoded episodes."""
+    store = open_dataset(folder)
+    clip = ClipConfig(tuple(store.cameras), tuple(STRIDE * np.arange(FRAMES)), 16, "action", ("observation/state",))
+    options = {"tokenize": lambda text: np.zeros(1), "cache_bytes": 0, "threads": 1}
+    loader = batches(store, clip, batch_size=BATCH, seed=int(time.time()), **options)
+    next(loader)
+    begun = time.process_time()
+    for _ in range(CLIPS // BATCH):
+        change(next(loader))
+    spent = time.process_time() - begun
+    loader.close()
+    return CLIPS / spent
+
+
+def floor(folder: Path) -> float:
+    """Clips per processor second of decoding alone, of videos in memory."""
+    store, rng = open_dataset(folder), np.random.default_rng(0)
+    episodes = [store[i] for i in range(4)]
+    begun = time.process_time()
+    for number in range(CLIPS):
+        episode = episodes[number % 4]
+        start = rng.integers(len(episode) - STRIDE * (FRAMES - 1))
+        for video in episode.videos.values():
+            decode(video, start + STRIDE * np.arange(FRAMES))
+    return CLIPS / (time.process_time() - begun)
+
+
+def as_floats(batch: Batch) -> np.ndarray:
+    """What LeRobot returns: channels first, float32 in [0, 1]."""
+    return np.moveaxis(batch["frames"], -1, -3).astype(np.float32) / 255
+
+
+def main(python: str, folder: Path) -> None:
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    original, kept, fast = folder / "lerobot", folder / "kept", folder / "fast"
+    rows: dict[str, Callable[[], float]] = {
+        "LeRobot 0.4.4, torchcodec": lambda: theirs(python, original, "torchcodec"),
+        "LeRobot 0.4.4, PyAV": lambda: theirs(python, original, "pyav"),
+        "wamjax, LeRobot's files": lambda: ours(original),
+        "wamjax, LeRobot's files, made floats as LeRobot's": lambda: ours(original, as_floats),
+        "wamjax, native store, videos kept": lambda: ours(kept),
+        "wamjax, native store, --fast": lambda: ours(fast),
+        "wamjax, native store, --fast, made floats": lambda: ours(fast, as_floats),
+        "decoding alone, LeRobot's videos": lambda: floor(kept),
+        "decoding alone, --fast": lambda: floor(fast),
+    }
+    measured: dict[str, list[float]] = {name: [] for name in rows}
+    for _ in range(ROUNDS):
+        for name, measure in rows.items():
+            measured[name].append(measure())
+    found = {name: float(np.median(values)) for name, values in measured.items()}
+    best = max(value for name, value in found.items() if name.startswith("LeRobot"))
+    print("| loader | clips per second and core | times LeRobot's | share of decoding alone |\n|---|---|---|---|")
+    for name, value in found.items():
+        alone = found["decoding alone, --fast" if "--fast" in name else "decoding alone, LeRobot's videos"]
+        print(f"| {name} | {value:.2f} | {value / best:.2f} | {value / alone:.0%} |")
+    sizes = {
+        name: sum(f.stat().st_size for f in (folder / name).rglob("*.*")) / 1e6 for name in ("lerobot", "kept", "fast")
+    }
+    print("MB: " + ", ".join(f"{name} {size:.0f}" for name, size in sizes.items()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
