@@ -212,12 +212,15 @@ def test_twenty_faults_of_every_kind_change_nothing(dataset, tmp_path, small_dis
     assert_equal_runs(run, tmp_path / "undisturbed")
 
 
-@pytest.mark.parametrize("sealed", [True, False])
-def test_a_checkpoint_cut_short_is_set_aside_loudly(dataset, undisturbed, tmp_path, capfd, sealed):
+@pytest.mark.parametrize(("sealed", "name"), [(True, ""), (False, ""), (False, "state/_METADATA")])
+def test_a_checkpoint_cut_short_is_set_aside_loudly(dataset, undisturbed, tmp_path, capfd, sealed, name):
     run = tmp_path / "run"
     shutil.copytree(undisturbed, run)
     (run / "summary.json").unlink()
-    cut_short(run)
+    if name:
+        os.truncate(run / "checkpoints/60" / name, (run / "checkpoints/60" / name).stat().st_size // 2)
+    else:
+        cut_short(run)
     if not sealed:
         (run / "checkpoints/60/sizes.json").unlink()
     capfd.readouterr()

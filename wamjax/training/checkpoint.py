@@ -113,7 +113,8 @@ class Checkpoints:
             restored = self._manager.restore(step, args=ocp.args.Composite(**items))
         except Exception as error:
             said = f"{error.__cause__ or error}".strip()
-            if "Error reading" in said:  # TensorStore's words for files that are cut short or garbled
+            garbled = isinstance(error.__cause__ or error, json.JSONDecodeError)  # Orbax's own descriptions
+            if garbled or "Error reading" in said:  # TensorStore's words for files that are cut short or garbled
                 raise DamagedCheckpoint(said.splitlines()[0][:200]) from error
             if not isinstance(error, ValueError | KeyError):
                 raise
