@@ -97,6 +97,24 @@ def assert_equal_runs(run: Path, reference: Path) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-4), found, wanted)
 
 
+SHORT = """
+import sys
+from wamjax.cli.main import report
+from wamjax.sharding import processes
+processes.start(sys.argv[1], 2, int(sys.argv[2]))
+with processes.together(report):
+    processes.meet("here")
+"""
+
+
+def test_a_run_that_ends_well_ends_so_in_every_process():
+    """Whoever waits for failures in the background is gone before Python is, which would else abort: three in four."""
+    for _ in range(5):
+        address = f"127.0.0.1:{free_port()}"
+        ended = ends(start([["-c", SHORT, address, str(number)] for number in range(2)], devices=1), 60)
+        assert [code for code, *_ in ended] == [0, 0], ended
+
+
 def test_training_and_resuming_do_not_depend_on_the_number_of_processes(dataset, tmp_path):
     """One process; two of two devices; from step 2 on four of one; from step 3 on one again: all alike."""
     one, two, four, again = (tmp_path / name for name in ("one", "two", "four", "again"))

@@ -164,7 +164,8 @@ def together(report: Callable[[BaseException], int]) -> Iterator[None]:
     if not jax.distributed.is_initialized():
         yield
         return
-    threading.Thread(target=_watch, daemon=True).start()
+    watcher = threading.Thread(target=_watch, daemon=True)
+    watcher.start()
     try:
         yield
     except BaseException as error:
@@ -175,6 +176,7 @@ def together(report: Callable[[BaseException], int]) -> Iterator[None]:
             code = _failure(GRACE)[0]
         _leave(code)
     jax.distributed.shutdown()
+    watcher.join(_LINGER)  # it wakes up now; while Python ends, that would abort the process
 
 
 def fail(error: BaseException) -> None:
