@@ -108,7 +108,7 @@ with processes.together(report):
 
 
 def test_a_run_that_ends_well_ends_so_in_every_process():
-    """Whoever waits for failures in the background is gone before Python is, which would else abort: three in four."""
+    """Whoever waits for failures in the background is gone before Python is, which would else abort most of them."""
     for _ in range(5):
         address = f"127.0.0.1:{free_port()}"
         ended = ends(start([["-c", SHORT, address, str(number)] for number in range(2)], devices=1), 60)
