@@ -28,6 +28,8 @@ export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$PWD/.cache/jax}
 export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=${JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS:-0.5}
 # The programs of tests are tiny, and most of their time is the compiler's: it optimises the code of kernels less.
 export JAX_DISABLE_MOST_OPTIMIZATIONS=${JAX_DISABLE_MOST_OPTIMIZATIONS:-1}
+# Processes of tests share the cores; OpenBLAS's threads would spin for each other's turn, once for minutes.
+export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-1}
 export RUFF_CACHE_DIR=$PWD/.cache/ruff MYPY_CACHE_DIR=$PWD/.cache/mypy
 
 failed=()
