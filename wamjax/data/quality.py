@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, UInt8
 
 from wamjax.data.episode import ANNOTATIONS, BadEpisode, Episode
 from wamjax.data.readers import Source
-from wamjax.data.selection import idle, names
+from wamjax.data.selection import idle, names, stretches
 from wamjax.data.video import decode
 from wamjax.errors import UserError
 
@@ -145,7 +145,7 @@ def pictures(episode: Episode, thresholds: Thresholds) -> Iterator[Flag]:
         if (share := float((levels < thresholds.black).mean())) > thresholds.black_share:
             yield Flag("black", camera, f"{share:.0%} of the pictures are black")
         longest = thresholds.frozen_seconds * _rate(episode)
-        for first, stop in _runs(_frozen(changes, max(2, int(longest) + 1))):
+        for first, stop in stretches(_frozen(changes, max(2, int(longest) + 1))):
             if moving[first:stop].mean() > 0.5:
                 yield Flag("frozen", camera, f"the same picture from step {first} to {stop}, while the robot moves")
                 break
@@ -271,12 +271,6 @@ def _frozen(changes: Float[np.ndarray, " t"], window: int) -> Bool[np.ndarray, "
         for start in np.flatnonzero(((parts == 0).mean(1) > REPEATED) & (parts.max(1) < TOUCHED_UP)).tolist():
             frozen[start : start + window] = True
     return frozen
-
-
-def _runs(mask: Bool[np.ndarray, " t"]) -> list[tuple[int, int]]:
-    """First and last + 1 of every run of True."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]])))
-    return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))
 
 
 def _shift(action: np.ndarray, state: np.ndarray, most: int) -> int:

@@ -137,9 +137,9 @@ def idle(velocities: Float[np.ndarray, "t a"]) -> Bool[np.ndarray, " t"]:
 def moving(velocities: Float[np.ndarray, "t a"]) -> list[tuple[int, int]]:
     """The ranges of an episode that openpi keeps: long runs between long idle ones, without their last steps."""
     keep = np.ones(len(velocities), bool)
-    for first, stop in _stretches(idle(velocities)):
+    for first, stop in stretches(idle(velocities)):
         keep[first:stop] &= stop - first < IDLE
-    return [(first, stop - TAIL) for first, stop in _stretches(keep) if stop - first >= MOVING]
+    return [(first, stop - TAIL) for first, stop in stretches(keep) if stop - first >= MOVING]
 
 
 def moving_ranges(store: EpisodeStore, field: str) -> Iterator[tuple[str, list[tuple[int, int]]]]:
@@ -170,7 +170,7 @@ def pairs_of(steps: Sequence[int]) -> list[list[int]]:
     """Steps, in any order, as [first, last + 1] of their runs."""
     mask = np.zeros(max(steps, default=-1) + 1, bool)
     mask[list(steps)] = True
-    return [list(pair) for pair in _stretches(mask)]
+    return [list(pair) for pair in stretches(mask)]
 
 
 def _pairs(metadata: Mapping[str, JSON], length: int, selection: Selection, table: Table | None) -> Pairs:
@@ -187,10 +187,10 @@ def _pairs(metadata: Mapping[str, JSON], length: int, selection: Selection, tabl
         mask[first:stop] = True
     for first, stop in dropped:
         mask[first:stop] = False
-    return _stretches(mask)
+    return stretches(mask)
 
 
-def _stretches(mask: Bool[np.ndarray, " t"]) -> list[tuple[int, int]]:
+def stretches(mask: Bool[np.ndarray, " t"]) -> list[tuple[int, int]]:
     """First and last + 1 of every run of True."""
     edges = np.flatnonzero(np.diff(np.concatenate([[False], mask, [False]])))
     return list(zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True))

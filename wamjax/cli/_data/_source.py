@@ -20,6 +20,13 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--embodiment", metavar="ROBOT", help="for GEAR: name, dotted module or .py file")
 
 
+def add_gear_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares what both directions between GEAR and the native store are told."""
+    parser.add_argument("source", metavar="SOURCE", help="dataset folder to read")
+    parser.add_argument("out", metavar="OUT", help="dataset folder to write")
+    parser.add_argument("--embodiment", required=True, metavar="ROBOT", help="name, dotted module or .py file")
+
+
 def open_source(address: str, args: argparse.Namespace) -> Source:
     """The dataset at an address, read as the options say."""
     from wamjax.data import embodiments, readers

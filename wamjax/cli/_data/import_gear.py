@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import argparse
 
+from wamjax.cli._data._source import add_gear_arguments
+
 HELP = "take over a GEAR dataset"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares its options."""
-    parser.add_argument("source", metavar="SOURCE", help="dataset folder to read")
-    parser.add_argument("out", metavar="OUT", help="dataset folder to write")
-    parser.add_argument("--embodiment", required=True, metavar="ROBOT", help="name, dotted module or .py file")
+    add_gear_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
