@@ -1,6 +1,6 @@
 """Our side of loader_speed.sh, which also starts LeRobot's; prints the table of docs/data.md.
 
-    python loader_speed.py PYTHON_OF_LEROBOT FOLDER
+    python loader_speed.py FOLDER ROUNDS     # FOLDER: of LeRobot's environments and of the datasets, `speed`
 
 All rows take turns on one core; processor seconds are those of whole processes after their first batch.
 """
@@ -21,14 +21,14 @@ from wamjax.data.pipeline import ClipConfig, batches
 from wamjax.data.samples import Batch
 from wamjax.data.video import _groups, _runs
 
-FPS, STRIDE, FRAMES, BATCH, CLIPS, ROUNDS = 15, 3, 33, 4, 40, 3
+FPS, STRIDE, FRAMES, BATCH, CLIPS = 15, 3, 33, 4, 40
 HERE = Path(__file__).parent
 
 
-def theirs(python: str, folder: Path, backend: str) -> float:
+def theirs(environment: Path, folder: Path, backend: str) -> float:
     """Clips per processor second of LeRobot's loader; none where the backend does not work here."""
-    command = [python, str(HERE / "loader_speed_lerobot.py"), "read", str(folder), backend, str(CLIPS)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [environment / "bin/python", HERE / "loader_speed_lerobot.py", "read", folder, backend, CLIPS]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     if done.returncode:
         print(f"LeRobot, {backend}: {done.stderr.strip().splitlines()[-1]}", file=sys.stderr)
         return float("nan")
@@ -77,12 +77,14 @@ def as_floats(batch: Batch) -> np.ndarray:
     return np.multiply(np.moveaxis(batch["frames"], -1, -3), np.float32(1 / 255), dtype=np.float32, order="C")
 
 
-def main(python: str, folder: Path) -> None:
+def main(base: Path, rounds: int) -> None:
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    folder, older = base / "speed", base / "venv-lerobot-pyav"
     original, kept, fast = folder / "lerobot", folder / "kept", folder / "fast"
     rows: dict[str, Callable[[], float]] = {
-        "LeRobot 0.4.4, torchcodec": lambda: theirs(python, original, "torchcodec"),
-        "LeRobot 0.4.4, PyAV": lambda: theirs(python, original, "pyav"),
+        "LeRobot 0.4.4, torchcodec 0.13": lambda: theirs(base / "venv-lerobot", original, "torchcodec"),
+        "LeRobot 0.4.4, torchcodec 0.10": lambda: theirs(older, original, "torchcodec"),
+        "LeRobot 0.4.4, PyAV 15.1": lambda: theirs(older, original, "pyav"),
         "wamjax, LeRobot's files": lambda: ours(original),
         "wamjax, LeRobot's files, made floats as LeRobot's": lambda: ours(original, as_floats),
         "wamjax, native store, videos kept": lambda: ours(kept),
@@ -92,7 +94,7 @@ def main(python: str, folder: Path) -> None:
         "codec alone, --fast": lambda: floor(fast),
     }
     measured: dict[str, list[float]] = {name: [] for name in rows}
-    for _ in range(ROUNDS):
+    for _ in range(rounds):
         for name, measure in rows.items():
             measured[name].append(measure())
     found = {name: float(np.median(values)) for name, values in measured.items()}
@@ -108,4 +110,4 @@ def main(python: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-# torchvision's own operators want CUDA; importing it only needs them declared.
-_OPERATORS = torch.library.Library("torchvision", "DEF")
-for _name in ("nms", "qnms"):
-    _OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+if torch.version.cuda is None:  # torchvision's own operators want CUDA; importing it only needs them declared
+    _OPERATORS = torch.library.Library("torchvision", "DEF")
+    for _name in ("nms", "qnms"):
+        _OPERATORS.define(f"{_name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 
-import av  # noqa: E402
-from lerobot.datasets.lerobot_dataset import LeRobotDataset  # noqa: E402
+import av
+from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
 FPS, LENGTH, EPISODES, STRIDE, FRAMES, BATCH = 15, 240, 20, 3, 33, 4
 
