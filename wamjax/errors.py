@@ -12,5 +12,10 @@ class UserError(Exception):
     """
 
 
+def brief(error: BaseException) -> str:
+    """An error in one line."""
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
 class NonFiniteLoss(UserError):
     """The loss became NaN or infinite; the message names the step and the last good checkpoint."""

@@ -24,6 +24,22 @@ def raised_from(cause: BaseException) -> BaseException:
         return error
 
 
+def of_library(module: str, *names: str) -> Exception:
+    """An error of the last of these classes, each of which is one of those before it."""
+    kind: type[Exception] = Exception
+    for name in names:
+        kind = type(name, (kind,), {"__module__": module})
+    return kind("said so")
+
+
+def answered(status: int) -> OSError:
+    """What s3fs raises for an answer that it has no error of Python's for."""
+    error = OSError(errno.EIO, f"An error occurred ({status})")
+    error.__cause__ = of_library("botocore.exceptions", "ClientError")
+    error.__cause__.response = {"ResponseMetadata": {"HTTPStatusCode": status}}  # type: ignore[union-attr]
+    return error
+
+
 @pytest.mark.parametrize(
     "error",
     [
@@ -32,6 +48,10 @@ def raised_from(cause: BaseException) -> BaseException:
         ConnectionResetError("reset by peer"),
         TimeoutError("timed out"),
         fsspec.exceptions.FSTimeoutError(),
+        answered(503),
+        answered(429),
+        of_library("botocore.exceptions", "ConnectionError", "EndpointConnectionError"),
+        of_library("aiohttp.client_exceptions", "ClientPayloadError"),
         http.client.IncompleteRead(b""),
         raised_from(OSError(errno.ETIMEDOUT, "Connection timed out")),
     ],
@@ -50,14 +70,27 @@ def test_errors_of_the_moment(error: BaseException) -> None:
         ValueError("damaged"),
         BadEpisode("damaged"),
         raised_from(FileNotFoundError(errno.ENOENT, "No such file")),
+        answered(401),
+        answered(403),
+        raised_from(answered(404)),
+        of_library("botocore.exceptions", "NoCredentialsError"),
+        of_library("botocore.exceptions", "ParamValidationError"),
     ],
 )
 def test_errors_of_the_file(error: BaseException) -> None:
     assert not momentary(error)
 
 
-def test_pauses_grow_and_end() -> None:
+@pytest.fixture
+def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The pauses; time passes in them alone."""
     pauses: list[float] = []
+    monkeypatch.setattr("wamjax.data.retry.time.sleep", pauses.append)
+    monkeypatch.setattr("wamjax.data.retry.time.monotonic", lambda: 1000 + sum(pauses))
+    return pauses
+
+
+def test_pauses_grow_and_end(slept: list[float]) -> None:
     failures = iter([OSError(errno.EIO, "busy")] * 4)
 
     def flaky() -> str:
@@ -65,23 +98,35 @@ def test_pauses_grow_and_end() -> None:
             raise error
         return "content"
 
-    assert persistently(flaky, "a bucket", pause=pauses.append) == "content"
-    assert pauses == [0.5, 1, 2, 4]
+    assert persistently(flaky, "a bucket") == "content"
+    assert slept == [0.5, 1, 2, 4]
 
     def down() -> str:
         raise TimeoutError("no answer")
 
-    pauses.clear()
-    with pytest.raises(UserError, match=r"a bucket cannot be reached, 106 s long .*no answer"):
-        persistently(down, "a bucket", pause=pauses.append)
-    assert sum(pauses) <= 120
-    assert max(pauses) == 15
+    slept.clear()
+    with pytest.raises(UserError, match=r"a bucket cannot be reached, 106 s long .*no answer") as caught:
+        persistently(lambda: persistently(down, "a bucket"), "a dataset")
+    assert not momentary(caught.value)
+    assert (sum(slept), max(slept)) == (105.5, 15)
 
     def damaged() -> str:
         raise OSError("truncated file")
 
+    slept.clear()
     with pytest.raises(OSError, match="truncated"):
-        persistently(damaged, "a bucket", pause=pytest.fail)
+        persistently(damaged, "a bucket")
+    assert not slept
+
+
+def test_the_patience_of_a_client_counts(slept: list[float]) -> None:
+    def slow() -> str:
+        slept.append(50)
+        raise TimeoutError("no answer")
+
+    with pytest.raises(UserError, match="cannot be reached, 154 s long"):
+        persistently(slow, "a bucket")
+    assert slept == [50, 0.5, 50, 1, 50, 2, 50]
 
 
 class Flaky(EpisodeStore):
@@ -99,10 +144,7 @@ class Flaky(EpisodeStore):
         return super().__getitem__(index)
 
 
-def test_a_batch_does_not_depend_on_the_weather(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slept: list[float] = []
-    monkeypatch.setattr("wamjax.data.retry.time.sleep", slept.append)
-    monkeypatch.setattr(persistently, "__defaults__", (120.0, slept.append))
+def test_a_batch_does_not_depend_on_the_weather(folder: Path, slept: list[float]) -> None:
     tokenize: Callable[[str], np.ndarray] = lambda text: np.array([len(text)])  # noqa: E731
     options = {"batch_size": 51, "seed": 0, "tokenize": tokenize, "threads": 1, "numbered": True}
     clip = ClipConfig(cameras=("corner2",), images="zero")

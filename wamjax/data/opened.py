@@ -53,7 +53,8 @@ class OpenedStore(EpisodeStore):
             how = f"run `wamjax data convert {place} FOLDER`, with --link to leave its pictures where they are"
             raise UserError(f"{place} must become a store first: {how}")
         self._source: Indexed = source
-        self.folder, self.name, self.split, self.splits = Path(place.path), source.name, "train", ("train",)
+        self.folder = Path(place.path) if place.is_local else str(place)
+        self.name, self.split, self.splits = source.name, "train", ("train",)
         self._schema = schema(source[0])
         self.fps, self.fields = self._schema["fps"], self._schema["fields"]
         self.cameras = {name: (height, width) for name, (height, width) in self._schema["cameras"].items()}

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
 
-from wamjax.errors import UserError
+from wamjax.data.retry import of_client, persistently
+from wamjax.errors import UserError, brief
 
+T = TypeVar("T")
 PathLike = str | os.PathLike[str]
 
 # What content of another form than expected raises where it is used.
 MALFORMED = (KeyError, TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError, OverflowError)
+_ELSEWHERE = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 @dataclass(frozen=True)
 class Place:
-    """A file or folder, which need not exist; `place / "name"` is one inside it. Picklable."""
+    """A file or folder, which need not exist; `place / "name"` is one inside it. Picklable.
+
+    Remote storage that does not answer is asked again for a while (`retry.persistently`); where it never does, or
+    refuses, every method raises a UserError.
+    """
 
     path: str
     _system: Any
@@ -67,24 +75,36 @@ class Place:
 
     def exists(self) -> bool:
         """Whether there is a file or folder."""
-        return bool(self._system.exists(self.path))
+        return bool(self._system.exists(self.path)) if self.is_local else self._kind() is not None
 
     def is_file(self) -> bool:
         """Whether there is a file."""
-        return bool(self._system.isfile(self.path))
+        return bool(self._system.isfile(self.path)) if self.is_local else self._kind() == "file"
+
+    def _kind(self) -> str | None:
+        """What is there, "file" or "directory"; `exists` of a client takes every trouble for nothing there."""
+        try:
+            return str(self._asked(lambda: self._system.info(self.path))["type"])
+        except _ELSEWHERE:
+            return None
 
     def find(self, pattern: str) -> list[Place]:
         """What matches a pattern of `*`, `?` and `**` inside this folder, in the order of the paths."""
-        found = self._system.glob(f"{glob.escape(self.path.rstrip('/'))}/{pattern}")
+        wanted = f"{glob.escape(self.path.rstrip('/'))}/{pattern}"
+        found = self._asked(lambda: self._system.glob(wanted))
         return [Place(path, self._system) for path in sorted(found)]
 
     def open(self, ahead: bool = True) -> BinaryIO:
         """The file, for reading at any position; of a remote one more than asked for is fetched, unless not `ahead`."""
-        return self._system.open(self.path, "rb", **({} if ahead else {"cache_type": "none"}))
+        if self.is_local:
+            return self._system.open(self.path, "rb")
+        kept = {} if ahead else {"cache_type": "none"}
+        file = _Remote(self._asked(lambda: self._system.open(self.path, "rb", **kept)), self._asked)
+        return cast(BinaryIO, io.BufferedReader(file) if ahead else file)
 
     def read_bytes(self) -> bytes:
         """The file's content."""
-        return bytes(self._system.cat_file(self.path))
+        return bytes(self._asked(lambda: self._system.cat_file(self.path)))
 
     @contextlib.contextmanager
     def local(self) -> Iterator[Path]:
@@ -94,13 +114,54 @@ class Place:
             return
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / self.name
-            self._system.get_file(self.path, str(copy))
+            self._asked(lambda: self._system.get_file(self.path, str(copy)))
             yield copy
 
     @property
     def is_local(self) -> bool:
         """Whether it is on a disk of this machine."""
         return isinstance(self._system, fsspec.implementations.local.LocalFileSystem)
+
+    def _asked(self, ask: Callable[[], T]) -> T:
+        """What the storage answers; a remote one is asked again while that may help."""
+        if self.is_local:
+            return ask()
+        try:
+            return persistently(ask, self)
+        except _ELSEWHERE:
+            raise
+        except Exception as error:
+            if not (isinstance(error, OSError | ValueError) or of_client(error)):
+                raise
+            raise UserError(f"{self} cannot be read ({brief(error)}): log in, or ask for access") from error
+
+
+class _Remote(io.RawIOBase):
+    """A file whose every reading is `asked`; one that failed has not moved on, so it may be asked again."""
+
+    def __init__(self, file: Any, asked: Callable[[Callable[[], bytes]], bytes]):
+        self._file, self._asked = file, asked
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._asked(lambda: self._file.read(len(buffer)))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def read_json(file: Place, hint: str = "give the folder of a dataset") -> Any:
@@ -115,11 +176,6 @@ def read_json(file: Place, hint: str = "give the folder of a dataset") -> Any:
 def read_lines(file: Place, hint: str = "give the folder of a dataset") -> list[Any]:
     """The values of a file with one of JSON per line; errors as in `read_json`."""
     return _parsed(file, lambda text: [json.loads(line) for line in text.splitlines() if line.strip()], hint)
-
-
-def brief(error: BaseException) -> str:
-    """An error in one line."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def _parsed(file: Place, parse: Any, hint: str) -> Any:

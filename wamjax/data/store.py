@@ -101,7 +101,7 @@ class EpisodeStore:
     `dataset` is the content of dataset.json for the time before that file is written.
 
     Attributes:
-        folder, split, name: where it is and what it is called.
+        folder, split, name: where it is (a URL where that is no disk of this machine) and what it is called.
         lengths: steps of each episode, int64 (episodes,).
         fields: step field -> {"dtype", "shape" of one step}.
         cameras: camera -> (height, width) in pixels.
@@ -114,7 +114,8 @@ class EpisodeStore:
     """
 
     def __init__(self, folder: PathLike, split: str = "train", *, dataset: dict[str, Any] | None = None):
-        self.folder, self.split = Path(folder), split
+        self.folder: Path | str = Path(folder)
+        self.split = split
         try:
             self._open(dataset or _read_dataset(self.folder))
         except (KeyError, TypeError, ValueError, AttributeError) as error:  # without a checksum, as written before
@@ -184,7 +185,7 @@ class EpisodeStore:
         Raises:
             UserError: the file is missing or damaged.
         """
-        path = self.folder / "statistics.json"
+        path = Path(self.folder) / "statistics.json"
         try:
             return read_sealed(path)
         except (OSError, ValueError) as error:

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -179,7 +180,7 @@ def _facts(source: Source, first: Episode, seconds: Sequence[float]) -> dict[str
     facts = {"episodes": f"{len(source):,}"}
     if isinstance(source, EpisodeStore):
         steps = int(source.lengths.sum())
-        size = sum(shard.stat().st_size for shard in source.folder.glob("*.array_record"))
+        size = sum(shard.stat().st_size for shard in Path(source.folder).glob("*.array_record"))
         facts |= {"steps": f"{steps:,}", "recorded": _duration(steps / source.fps), "size": f"{size / 1e6:,.1f} MB"}
         if len(source.splits) > 1:
             facts["split"] = f"{source.split} (of {', '.join(source.splits)})"
