@@ -16,7 +16,11 @@ import numpy as np
 import pytest
 
 import wamjax
+from tests.conftest import synthetic_episode
+from tests.data.test_bad_input import rewrite
 from wamjax.cli.main import main
+from wamjax.data.episode import pack
+from wamjax.data.store import finish, write_shard
 from wamjax.errors import UserError
 from wamjax.sharding import processes
 from wamjax.sharding.mesh import MeshConfig, make_mesh
@@ -149,6 +153,41 @@ def test_a_mistake_in_one_process_ends_all(dataset, tmp_path):
     assert (code, damaged_code) == (2, 2)
     assert "wamjax: error: process 1 of 2 stopped: UserError: 20 damaged clips in a row" in errors
     assert "wamjax: error: 20 damaged clips in a row" in damaged_errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["mesh.data=2", "mesh.tensor=2"])
+def test_bad_samples_are_those_of_all_processes(tmp_path, mesh):
+    """Counted like those of one process, whether each reads rows of its own or both the same; too many end both."""
+    data, one, two, few = (tmp_path / name for name in ("data", "one", "two", "few"))
+    episodes = [synthetic_episode(seed) for seed in range(8)]
+    write_shard(data, "train", "0", episodes)
+    finish(data)
+    for number in (2, 5):
+        episodes[number].steps["action"][7:] = np.nan
+    rewrite(data, [pack(episode) for episode in episodes])  # the statistics stay those of sound numbers
+    running = training([data] * 2, two, 1, mesh)
+    assert main(arguments(data, one)) == 0
+    assert [code for code, *_ in ends(running)] == [0, 0]
+
+    def counted(run: Path) -> list[float]:
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line).get("replaced_samples", 0) for line in lines if '"loss"' in line]
+
+    assert counted(two) == counted(one)
+    total = int(counted(one)[-1])
+    assert json.loads((two / "summary.json").read_text())["replaced_samples"] == total
+    alone = [len((two / f"quarantine/{process}.jsonl").read_text().splitlines()) for process in range(2)]
+    assert all(alone)
+    assert alone == [total] * 2 if "tensor" in mesh else sum(alone) == total
+
+    again = cut(two, tmp_path / "again", 2)
+    assert [code for code, *_ in ends(training([data] * 2, again, 1, mesh))] == [0, 0]
+    assert counted(again) == counted(one)
+
+    ended = ends(training([data] * 2, few, 1, mesh, f"train.quarantine.limit={total - 1}"))
+    assert [code for code, *_ in ended] == [2, 2], ended
+    assert all(f"more than {total - 1} of 1000 samples in a row are bad" in errors for *_, errors in ended)
 
 
 @pytest.mark.slow

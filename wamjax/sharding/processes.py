@@ -31,8 +31,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Int32
 
 from wamjax.errors import UserError
 
@@ -152,6 +155,27 @@ def whole(array: Any) -> np.ndarray:
     if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
         return np.asarray(multihost_utils.process_allgather(array, tiled=True))
     return np.asarray(array)
+
+
+def total(value: int) -> jax.Array | int:
+    """The sum of a number over all processes (all must then ask for it); who does not read it does not wait for it."""
+    if jax.process_count() == 1:
+        return value
+    mesh = Mesh(np.array(jax.devices()), ("device",))
+    own = np.zeros(jax.local_device_count(), np.int32)
+    own[0] = value
+    spread = jax.make_array_from_process_local_data(NamedSharding(mesh, PartitionSpec("device")), own)
+    return jax.jit(jnp.sum, out_shardings=NamedSharding(mesh, PartitionSpec()))(spread)
+
+
+def joined(rows: Int32[np.ndarray, "n d"]) -> Int32[np.ndarray, "m d"]:
+    """The rows of all processes, which may have different numbers of them (all must then ask for it)."""
+    if jax.process_count() == 1:
+        return rows
+    counts = multihost_utils.process_allgather(np.int32(len(rows)))
+    padded = np.pad(rows, ((0, max(counts) - len(rows)), (0, 0)))
+    everyone = multihost_utils.process_allgather(padded)
+    return np.concatenate([each[:count] for each, count in zip(everyone, counts, strict=True)])
 
 
 @contextlib.contextmanager

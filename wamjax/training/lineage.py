@@ -54,9 +54,10 @@ class Lineage:
         known = meta or {}
         self.first, self.saved = first, -1 if meta is None else first
         self._clock, self._good = clock, good
+        self._every, self._steps = log_every, rates.steps
         self._guard = Guard(guard, known.get("guard", {}), first, bad)
         self._samples = SampleLog(run, first, rows, log_samples)
-        self._quarantine = Quarantine(run, first, quarantine, len(rows))
+        self._quarantine = Quarantine(run, first, quarantine, rates.batch_size)
         self._writer = make_writer(run, rates.steps, first)
         begin, left_out = batch_of(first, self._guard.left_out), self._guard.left_out
         self._batches = without(batches(begin, rows), begin, left_out)
@@ -64,6 +65,8 @@ class Lineage:
 
     def next(self, step: int) -> dict[str, np.ndarray]:
         """The rows of this process in the batch of a step; a UserError where too many samples are bad."""
+        if step % self._every == 0:
+            self._quarantine.ask(step)
         number, batch = next(self._batches)
         self._samples.write(step, number, batch.get(SAMPLE), batch.get(DATASET))
         self._quarantine.take(step, number, batch)
@@ -82,7 +85,7 @@ class Lineage:
         self._guard.look(step - 1, values, bool(values.pop("bad", 0.0)), self._good)
         record = self._meter.take(step, values)
         if record is not None:
-            self._writer.write(step, record | self._guard.counts | self._quarantine.counts)
+            self._writer.write(step, record | self._guard.counts | self._quarantine.counts(step))
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Records other values of a step, where there are any."""
@@ -105,7 +108,8 @@ class Lineage:
 
     def summary(self, state: TrainState) -> dict[str, Any]:
         """What the run spent and reached."""
-        return self._meter.summary(state) | self._guard.counts | self._quarantine.counts
+        counts = self._guard.counts | self._quarantine.counts(self._steps)
+        return self._meter.summary(state) | counts
 
     def close(self) -> None:
         """Closes the files."""

@@ -33,10 +33,6 @@ class StepLog:
                 keep_lines(path, lambda line: line["step"] < first)
         processes.meet(f"the log {name} is cut")
 
-    def __len__(self) -> int:
-        """Lines of this process so far."""
-        return len(self._path.read_bytes().splitlines()) if self._path.exists() else 0
-
     def write(self, line: Mapping[str, Any]) -> None:
         """Adds a line, whose `step` is that of the run."""
         if self._file is None:
