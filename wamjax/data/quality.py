@@ -1,14 +1,13 @@
 """What is wrong with recordings: a list of checks over one episode, and what they flag.
 
 A check looks at an episode and yields flags; thresholds are one table. Own checks are functions of the same kind, named
-as `package.module:function`.
+as `package.module:function` or `file.py:function`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -16,11 +15,11 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from wamjax.data import hooks
 from wamjax.data.episode import ANNOTATIONS, BadEpisode, Episode
 from wamjax.data.readers import Source
 from wamjax.data.selection import idle, names, stretches
 from wamjax.data.video import decode
-from wamjax.errors import UserError
 
 STATE, GRIPPER = "observation/", "gripper_position"
 VELOCITY = "action_dict/joint_velocity"
@@ -115,19 +114,12 @@ def examine(
 
 
 def named(check: str) -> Check:
-    """A check of `CHECKS`, or a function given as `package.module:function`.
+    """A check of `CHECKS`, or a function of one's own, named as `hooks.function` reads it.
 
     Raises:
         UserError: there is none.
     """
-    if check in CHECKS:
-        return CHECKS[check]
-    module, _, function = check.partition(":")
-    try:
-        found: Check = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"no check '{check}' ({error}): give package.module:function or {', '.join(CHECKS)}") from error
-    return found
+    return CHECKS[check] if check in CHECKS else hooks.function(check, "check", tuple(CHECKS))
 
 
 def pictures(episode: Episode, thresholds: Thresholds) -> Iterator[Flag]:

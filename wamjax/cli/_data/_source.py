@@ -29,7 +29,7 @@ def add_gear_arguments(parser: argparse.ArgumentParser) -> None:
 
 def open_source(address: str, args: argparse.Namespace) -> Source:
     """The dataset at an address, read as the options say."""
-    from wamjax.data import embodiments, readers
+    from wamjax.data import embodiments, hooks, readers
     from wamjax.data.video import encode
 
     options = readers.Options(
@@ -39,6 +39,7 @@ def open_source(address: str, args: argparse.Namespace) -> Source:
         fps=args.fps,
         size=_size(args.size) if getattr(args, "size", None) else None,
         again=getattr(args, "fast", False),
+        hooks=tuple((name, hooks.function(name, "hook")) for name in getattr(args, "map", ())),
     )
     return readers.open_source(address, args.format, options)
 

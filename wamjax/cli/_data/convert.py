@@ -8,6 +8,9 @@
 A conversion to the native store goes on where it stopped; damaged episodes are left out, and named. It may be the work
 of several processes, or of a fleet under Apache Beam (pip install 'wamjax[beam]'), whose workers see OUT under the same
 path; the result is the same, byte for byte. --beam=FLAG hands a flag of its own to Beam, as often as there are flags.
+
+--map captions.py:caption, or package.module:caption, calls a function of yours with every episode. It returns the
+episode to write, or None to leave it out; several run in the order given.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fast", action="store_true", help="encode every video anew, so that clips of it decode in a third of the time"
     )
     add_source_arguments(parser)
+    parser.add_argument("--map", action="append", default=[], metavar="HOOK", help="a function (repeatable)")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="of this machine, for the native store")
     parser.add_argument("--runner", metavar="RUNNER", help="of Apache Beam: DirectRunner, DataflowRunner, …")
     parser.add_argument("--beam", action="append", default=[], metavar="=FLAG", help="a flag for Beam (repeatable)")
@@ -51,10 +55,11 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    from wamjax.data import convert, lerobot_export
+    from wamjax.data import convert, hooks, lerobot_export
 
     source = open_source(args.source, args)
     settings = {key: getattr(args, key) for key in ("source", "split", "crf", "size", "fast", "fps", "embodiment")}
+    settings["map"] = [hooks.version(name) for name in args.map] or None
     with Progress(console=Console(stderr=True)) as bars:
         watched = _Watched(source, bars)
         if args.to == "lerobot":
