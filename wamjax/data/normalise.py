@@ -155,6 +155,7 @@ def relative_statistics(store: Dataset, embodiment: Embodiment) -> dict[str, dic
 
     action[i + k] - state[i], pooled over all k of a chunk and all steps i at which a whole chunk starts, of at most
     `EPISODES` episodes; those that `keep_relative_statistics` left with the dataset, where they are of this very data.
+    Datasets that are mixed count by their weights, with at most `EPISODES` episodes of each.
 
     Raises:
         UserError: the dataset lacks a field, or no episode is as long as a chunk.
@@ -165,19 +166,19 @@ def relative_statistics(store: Dataset, embodiment: Embodiment) -> dict[str, dic
     _check_fields(store, (*embodiment.state, *fields))
     if (known := _kept(store, embodiment)) is not None:
         return known
-    chosen = np.arange(len(store))
-    if len(chosen) > EPISODES:
-        chosen = np.random.default_rng(SEED).choice(len(chosen), EPISODES, replace=False)
+    from wamjax.data.mixture import parts
+    from wamjax.data.sampling import shares
+
+    stores, weights = zip(*parts(store), strict=True)
+    chosen = [_chosen(len(part)) for part in stores]
     states = {field.key: field.name for field in embodiment.state}
     horizon = embodiment.actions_per_chunk
-    count = int(np.maximum(store.lengths[chosen] - horizon + 1, 0).sum()) * horizon
-    if not count:
-        raise UserError(f"no episode in {store.folder} has {horizon} steps, the length of a chunk: collect longer ones")
-    found = {field.key: statistics.Summary.of(count, field.size) for field in fields}
-    wanted = np.isin(np.arange(len(store)), chosen)
-    for steps in itertools.compress(store.all_steps(), wanted):
-        for field in fields:
-            found[field.key].add(_differences(steps[field.name], steps[states[field.key]], horizon))
+    counts = [_starts(part, wanted, horizon) * horizon for part, wanted in zip(stores, chosen, strict=True)]
+    found = {field.key: statistics.Summary.mixed(counts, shares(weights), field.size) for field in fields}
+    for number, (part, wanted) in enumerate(zip(stores, chosen, strict=True)):
+        for steps in itertools.compress(part.all_steps(), wanted):
+            for field in fields:
+                found[field.key].add(_differences(steps[field.name], steps[states[field.key]], horizon), number)
     return {key: summary.result() for key, summary in found.items()}
 
 
@@ -208,6 +209,21 @@ def _origin(store: Dataset, embodiment: Embodiment) -> dict[str, Any]:
     fields = [[field.name, states[field.key], field.size] for field in embodiment.action if field.relative]
     shared = {"horizon": embodiment.actions_per_chunk, "episodes": EPISODES, "seed": SEED}
     return {"fingerprint": store.fingerprint, "split": store.split, "fields": fields, **shared}
+
+
+def _chosen(episodes: int) -> Bool[np.ndarray, " n"]:
+    """Which episodes of a dataset are looked at."""
+    every = np.arange(episodes)
+    some = np.random.default_rng(SEED).choice(episodes, EPISODES, replace=False) if episodes > EPISODES else every
+    return np.isin(every, some)
+
+
+def _starts(store: EpisodeStore, wanted: Bool[np.ndarray, " n"], horizon: int) -> int:
+    """At how many steps of the wanted episodes a whole chunk starts."""
+    count = int(np.maximum(store.lengths[wanted] - horizon + 1, 0).sum())
+    if not count:
+        raise UserError(f"no episode in {store.folder} has {horizon} steps, the length of a chunk: collect longer ones")
+    return count
 
 
 def _check_fields(store: Dataset, fields: Sequence[Field]) -> None:
