@@ -125,10 +125,10 @@ def test_parts_that_cannot_be_copied_are_encoded_again(tmp_path: Path, make_scen
     (tmp_path / "a.mp4").write_bytes(video.data)
     whole, file = decode(video), Place.of(tmp_path / "a.mp4")
     for start, count in ((0, 40), (10, 10), (10, 30), (0, 10), (3, 9), (10, 5), (39, 1)):
-        part = cut(file, start, count, functools.partial(encode, crf=0))
+        part = cut(file, start, count, 20.0, functools.partial(encode, crf=0))
         np.testing.assert_array_equal(decode(part), whole[start : start + count])
     with pytest.raises(BadEpisode, match="pictures 35 to 44"):
-        cut(file, 35, 10)
+        cut(file, 35, 10, 20.0)
 
 
 def test_convert_and_inspect(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

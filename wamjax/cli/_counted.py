@@ -13,7 +13,7 @@ from wamjax.cli._experiment import Experiment
 from wamjax.compute import systems
 from wamjax.compute.own import Counts, counts, passes_of, stages_of
 from wamjax.compute.systems import System
-from wamjax.data.store import EpisodeStore
+from wamjax.data.opened import open_dataset
 from wamjax.errors import UserError
 from wamjax.policies.contract import Params, Policy
 from wamjax.policies.dreamzero import stages
@@ -83,7 +83,7 @@ def build(args: argparse.Namespace, experiment: Experiment) -> Subject:
         return Subject(sketch.policy, sketch.frozen, batch)
     if not args.data:
         raise UserError(f"'{experiment.name}' takes its sizes from a dataset: give its folder as --data FOLDER")
-    store, system = EpisodeStore(args.data), _experiment.system(experiment)
+    store, system = open_dataset(args.data), _experiment.system(experiment)
     policy = system.policy(experiment, system.shapes(experiment, store))
     batch = next(system.loader(experiment, store, policy)(0, [0]))
     statistics = system.statistics(experiment, store, policy)

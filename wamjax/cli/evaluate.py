@@ -63,11 +63,11 @@ def run(args: argparse.Namespace) -> None:
 
 def _closed_loop(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     from wamjax.cli import _experiment
-    from wamjax.data.store import EpisodeStore
+    from wamjax.data.opened import open_dataset
     from wamjax.evaluation.policy_actor import PolicyActor
     from wamjax.evaluation.runner import evaluate
 
-    store = EpisodeStore(args.data) if args.data else None
+    store = open_dataset(args.data) if args.data else None
     if args.actor:
         experiment, variant = _experiment.load(args.config, args.overrides), args.actor
     else:
@@ -86,10 +86,10 @@ def _closed_loop(args: argparse.Namespace, out: Path) -> dict[str, Any]:
 def _open_loop(args: argparse.Namespace, out: Path) -> dict[str, Any]:
     from wamjax.cli import _experiment
     from wamjax.data.files import write_json
-    from wamjax.data.store import EpisodeStore
+    from wamjax.data.opened import open_dataset
 
     loaded = _experiment.trained(args.checkpoint, args.overrides)
-    store = EpisodeStore(args.data, "validation")
+    store = open_dataset(args.data, "validation")
     measured = _experiment.system(loaded.experiment).open_loop(loaded, store, out.parent)
     summary = {"variant": loaded.experiment.name, **measured}
     write_json(out, summary)

@@ -73,10 +73,10 @@ def run(args: argparse.Namespace) -> None:
 def along_an_episode(args: argparse.Namespace) -> tuple[np.ndarray, float, str]:
     """Recorded and imagined frames side by side, their rate, and what they are."""
     from wamjax.cli import _experiment
-    from wamjax.data.store import EpisodeStore
+    from wamjax.data.opened import open_dataset
     from wamjax.errors import UserError
 
-    store = EpisodeStore(args.data, args.split)
+    store = open_dataset(args.data, args.split)
     if not 0 <= args.episode < len(store):
         raise UserError(f"no episode {args.episode} in split {args.split}: it has 0 to {len(store) - 1}")
     loaded = _experiment.trained(args.checkpoint)

@@ -5,7 +5,9 @@ actions have DROID's names where DROID has them (`observation/cartesian_position
 `pack` turns an episode into one self-describing record (msgpack, raw little-endian arrays), `unpack` back.
 """
 
-from collections.abc import Mapping
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +39,23 @@ class Video:
     frames: int
     height: int
     width: int
+
+
+@dataclass(frozen=True)
+class Pictures(Video):
+    """One camera's pictures in a format of their own, which are no file: `data` is empty, and no record has them.
+
+    Attributes:
+        read: indices (n,) -> uint8 (n, height, width, 3), or `BadEpisode` where one is damaged.
+    """
+
+    read: Callable[[np.ndarray], np.ndarray]
+
+    @classmethod
+    def of(cls, frames: np.ndarray) -> Pictures:
+        """Of decoded ones, uint8 (t, h, w, 3)."""
+        count, height, width, _ = frames.shape
+        return cls(b"", count, height, width, frames.__getitem__)
 
 
 @dataclass(frozen=True)
@@ -80,7 +99,9 @@ class Episode:
 
 
 def pack(episode: Episode) -> bytes:
-    """Serialise an episode into one record; equal episodes give equal bytes."""
+    """Serialise an episode into one record; equal episodes give equal bytes. `Pictures` are to be encoded before."""
+    if any(isinstance(video, Pictures) for video in episode.videos.values()):
+        raise TypeError("pictures that are not encoded cannot be kept in a record")
     return msgpack.packb(
         {
             "format": RECORD_FORMAT,

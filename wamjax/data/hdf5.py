@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from wamjax.data.episode import BadEpisode
-from wamjax.data.readers.pictures import decode_picture, stack
+from wamjax.data.episode import BadEpisode, Pictures
+from wamjax.data.readers.pictures import picture_files
 from wamjax.data.storage import MALFORMED, Place, brief
 
 _LIMIT = 32 << 30  # bytes of one array, and times that it is larger than its whole file: more than that is damage
@@ -89,24 +89,24 @@ def numbers(group: Any, path: str, where: object, steps: int | None = None) -> n
     return found
 
 
-def pictures(group: Any, path: str, where: object, *, swapped_unless: bytes | None = None) -> np.ndarray:
-    """Pictures as RGB, uint8 (t, h, w, 3): stored as such, or as JPEG or PNG files (texts, or rows of padded bytes).
+def pictures(group: Any, path: str, where: object, *, swapped_unless: bytes | None = None) -> Pictures:
+    """Pictures as RGB: stored as uint8 (t, h, w, 3), or as JPEG or PNG files (texts, or rows of padded bytes).
 
     `swapped_unless` is that of `decode_picture`.
 
     Raises:
-        BadEpisode: they are missing, damaged, or something else.
+        BadEpisode: they are missing or something else; also when they are read: damaged.
     """
     found, name = array(group, path, where), f"'{path}' of {where}"
     if found.dtype == np.uint8 and found.ndim == 4 and found.shape[-1] == 3 and found.size:
-        return found
+        return Pictures.of(found)
     if found.dtype == np.uint8 and found.ndim == 2:
         files = [row.tobytes() for row in found]
     elif found.dtype.kind in "SO" and found.ndim == 1:
         files = [bytes(row) for row in found.tolist()]
     else:
         raise BadEpisode(f"{name} is {found.dtype} {found.shape}, not pictures: get it again")
-    return stack((decode_picture(file, name, swapped_unless=swapped_unless) for file in files), name)
+    return picture_files(files, name, swapped_unless=swapped_unless)
 
 
 def text(value: object) -> str:

@@ -109,7 +109,7 @@ def open_stores(addresses: Sequence[str]) -> Dataset:
 
 def of_split(store: Dataset, split: str) -> Dataset | None:
     """Another split of the same datasets, of those that have it; None where none has."""
-    there = [(EpisodeStore(one.folder, split), weight) for one, weight in parts(store) if split in one.splits]
+    there = [(open_dataset(one.folder, split), weight) for one, weight in parts(store) if split in one.splits]
     if len(there) < 2:
         return there[0][0] if there else None
     return Mixture(*zip(*there, strict=True))

@@ -16,9 +16,11 @@ import numpy as np
 
 from wamjax.data import statistics
 from wamjax.data.episode import JSON, BadEpisode, Episode
-from wamjax.data.readers import Source, native, open_source
+from wamjax.data.linked import open_store
+from wamjax.data.readers import Options, Source, native, open_source
 from wamjax.data.storage import PathLike, Place
 from wamjax.data.store import EpisodeStore, schema
+from wamjax.data.video import unencoded
 from wamjax.errors import UserError
 
 
@@ -46,9 +48,10 @@ class OpenedStore(EpisodeStore):
 
     def __init__(self, address: PathLike):
         place = Place.of(address)
-        source = open_source(place)
+        source = open_source(place, options=Options(encode=unencoded))
         if not isinstance(source, Indexed):
-            raise UserError(f"{place} must become a store first: run `wamjax data convert {place} FOLDER`")
+            how = f"run `wamjax data convert {place} FOLDER`, with --link to leave its pictures where they are"
+            raise UserError(f"{place} must become a store first: {how}")
         self._source: Indexed = source
         self.folder, self.name, self.split, self.splits = Path(place.path), source.name, "train", ("train",)
         self._schema = schema(source[0])
@@ -88,13 +91,15 @@ class OpenedStore(EpisodeStore):
         raise UserError(f"{self.folder} has no checksums: run `wamjax data convert` to have some")
 
 
-def open_dataset(address: PathLike) -> EpisodeStore:
-    """The training split of a native store or of a dataset that is read as it is.
+def open_dataset(address: PathLike, split: str = "train") -> EpisodeStore:
+    """A split of a native store, linked or not, or of a dataset that is read as it is.
 
     Raises:
         UserError: there is none, or it must be converted first.
     """
     place = Place.of(address)
     if not place.exists() or native.recognises(place):
-        return EpisodeStore(address)
+        return open_store(address, split)
+    if split != "train":
+        raise UserError(f"{place} has no split '{split}' but train: convert it to have others")
     return OpenedStore(address)

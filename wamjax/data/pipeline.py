@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
@@ -217,7 +218,7 @@ def stream(buckets: Sequence[Bucket], *, batch_size: int, seed: int, **options: 
         _parsed_flags()
         shape = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
         found = found.mp_prefetch(shape, worker_init_fn=_begin_worker)
-    return _closing(iter(found))
+    return _Batches(iter(found))
 
 
 def replaced(batch: Batch) -> list[dict[str, Any]]:
@@ -294,12 +295,21 @@ def _trim() -> None:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def _closing(found: Any) -> Iterator[Batch]:
-    """The batches; closed with it, threads and workers end."""
-    try:
-        yield from found
-    finally:
-        found.close()
+class _Batches(Iterator[Batch]):
+    """The batches; threads and workers end when it is closed or forgotten, and while Python can still end them."""
+
+    def __init__(self, found: Any):
+        self._found = [found]
+        self.close = weakref.finalize(self, _end, self._found)
+
+    def __next__(self) -> Batch:
+        if not self._found:
+            raise StopIteration
+        return next(self._found[0])
+
+
+def _end(found: list[Any]) -> None:
+    found.pop().close()
 
 
 def _parsed_flags() -> None:

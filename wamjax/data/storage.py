@@ -78,9 +78,9 @@ class Place:
         found = self._system.glob(f"{glob.escape(self.path.rstrip('/'))}/{pattern}")
         return [Place(path, self._system) for path in sorted(found)]
 
-    def open(self) -> BinaryIO:
-        """The file, for reading at any position."""
-        return self._system.open(self.path, "rb")
+    def open(self, ahead: bool = True) -> BinaryIO:
+        """The file, for reading at any position; of a remote one more than asked for is fetched, unless not `ahead`."""
+        return self._system.open(self.path, "rb", **({} if ahead else {"cache_type": "none"}))
 
     def read_bytes(self) -> bytes:
         """The file's content."""

@@ -30,7 +30,7 @@ def record_offsets(file: Place) -> list[tuple[int, int]]:
     """
     found = []
     try:
-        with file.open() as stream:
+        with file.open(ahead=False) as stream:  # headers lie megabytes apart
             position = 0
             while len(header := stream.read(_HEADER)) == _HEADER:
                 length, crc = struct.unpack("<QI", header)
@@ -50,9 +50,10 @@ def read_record(file: Place, offset: int, length: int) -> bytes:
     Raises:
         BadEpisode: it is cut short, or its checksum is wrong.
     """
-    with file.open() as stream:
+    with file.open(ahead=False) as stream:
         stream.seek(offset)
-        payload, footer = stream.read(length), stream.read(_FOOTER)
+        found = stream.read(length + _FOOTER)
+    payload, footer = found[:length], found[length:]
     if len(footer) != _FOOTER or struct.unpack("<I", footer)[0] != masked_crc(payload):
         raise BadEpisode(f"the record at byte {offset} of {file} is damaged (its checksum is wrong): get it again")
     return payload

@@ -17,7 +17,7 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from wamjax.data.episode import BadEpisode, Video
+from wamjax.data.episode import BadEpisode, Pictures, Video
 
 GOP = 15
 CRF = 18
@@ -25,9 +25,15 @@ _RGB = "rgb24"
 
 
 def encode(
-    frames: np.ndarray, fps: float, *, gop: int = GOP, crf: int = CRF, everywhere: bool = False, fast: bool = False
+    frames: np.ndarray | Pictures,
+    fps: float,
+    *,
+    gop: int = GOP,
+    crf: int = CRF,
+    everywhere: bool = False,
+    fast: bool = False,
 ) -> Video:
-    """Compress frames, uint8 (t, h, w, 3), shown at `fps` Hz; equal input gives equal bytes.
+    """Compress frames, decoded as uint8 (t, h, w, 3), shown at `fps` Hz; equal input gives equal bytes.
 
     `gop` is the largest distance between pictures that can be decoded alone, `crf` x264's quality: lower is better,
     0 keeps every pixel as it is. `everywhere` gives up colour resolution (yuv420p, which
@@ -37,6 +43,8 @@ def encode(
     Raises:
         ValueError: frames of another dtype or shape, or none.
     """
+    if isinstance(frames, Pictures):
+        frames = decode(frames)
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[-1] != 3 or frames.shape[0] == 0:
         raise ValueError(f"frames must be uint8 of shape (t, h, w, 3), not {frames.dtype} {frames.shape}")
     file = io.BytesIO()
@@ -55,6 +63,11 @@ def encode(
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format=_RGB)))
         container.mux(stream.encode(None))
     return Video(file.getvalue(), *frames.shape[:3])
+
+
+def unencoded(frames: np.ndarray | Pictures, fps: float) -> Pictures:
+    """In place of `encode`, the pictures as they are, for whoever does not keep them."""
+    return frames if isinstance(frames, Pictures) else Pictures.of(frames)
 
 
 @functools.cache
@@ -78,6 +91,8 @@ def decode(video: Video, indices: Sequence[int] | np.ndarray | None = None) -> n
     wanted = np.arange(video.frames) if indices is None else np.asarray(indices, np.int64)
     if wanted.size and not 0 <= wanted.min() <= wanted.max() < video.frames:
         raise IndexError(f"frame indices {wanted.min()}..{wanted.max()} of a video of {video.frames} frames")
+    if isinstance(video, Pictures):
+        return video.read(wanted)
     found: dict[int, np.ndarray] = {}
     needed = set(wanted.tolist())
     try:

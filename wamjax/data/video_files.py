@@ -21,19 +21,22 @@ Encode = Callable[[np.ndarray, float], Video]
 DAMAGE = (OSError, ValueError, IndexError, OverflowError, AttributeError, ZeroDivisionError, av.FFmpegError)
 
 
-def read_video(file: Place, frames: int | None = None) -> Video:
+def read_video(file: Place, frames: int | None = None, fps: float | None = None) -> Video:
     """A video file, whose first `frames` pictures (all, where it is None) are an episode's.
 
     Raises:
-        BadEpisode: it is missing, no video, or has fewer pictures.
+        BadEpisode: it is missing, no video, has fewer pictures, or another rate than `fps`, where that is given.
     """
     with _flagged(file):
         data = file.read_bytes()
         with av.open(io.BytesIO(data), "r", format="mp4") as container:
             stream = container.streams.video[0]
             count, height, width = stream.frames, stream.height, stream.width
+            rate = float(stream.average_rate or 0)
     if not count or count < (frames or 1):
         raise BadEpisode(f"{file} has {count} pictures for {frames or 'some'} steps: get it again")
+    if fps is not None:
+        _check_rate(file, rate, fps, frames or count)
     return Video(data, frames or count, height, width)
 
 
@@ -44,19 +47,20 @@ def frame_rate(video: Video) -> float:
         return float(rate) if rate else 0.0
 
 
-def cut(file: Place, start: int, frames: int, encode_again: Encode = encode) -> Video:
-    """Pictures `start` .. `start + frames - 1` of a file that holds several episodes.
+def cut(file: Place, start: int, frames: int, fps: float, encode_again: Encode = encode) -> Video:
+    """Pictures `start` .. `start + frames - 1` of a file of `fps` Hz that holds several episodes.
 
     The packets are copied as they are if the first is a key frame and whatever follows the last begins with one (as in
     files that LeRobot wrote); otherwise the pictures are decoded and encoded again.
 
     Raises:
-        BadEpisode: the file is missing, damaged or too short.
+        BadEpisode: the file is missing, damaged, too short, or of another rate.
     """
     with _flagged(file), file.open() as opened, av.open(opened, "r", format="mp4") as container:
         stream = container.streams.video[0]
         if not stream.average_rate or not stream.time_base:
             raise BadEpisode(f"{file} has no frame rate: get it again")
+        _check_rate(file, float(stream.average_rate), fps, frames)
         packets, whole = _packets(container, stream, start, frames)
         if len({packet.pts for packet in packets}) != frames:
             raise BadEpisode(f"{file} has {len(packets)} of the pictures {start} to {start + frames - 1}: get it again")
@@ -66,6 +70,12 @@ def cut(file: Place, start: int, frames: int, encode_again: Encode = encode) -> 
     height, width, rate = size
     pictures = decode(Video(file.read_bytes(), start + frames, height, width), np.arange(start, start + frames))
     return encode_again(pictures, rate)
+
+
+def _check_rate(file: Place, rate: float, fps: float, frames: int) -> None:
+    """Refuses a video of which the last picture would be shown at another step."""
+    if abs(rate - fps) * (frames - 1) > 0.5 * rate:
+        raise BadEpisode(f"{file} has {rate:g} pictures per second for {fps:g} steps: convert it again")
 
 
 @contextlib.contextmanager

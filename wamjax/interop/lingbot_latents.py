@@ -20,6 +20,7 @@ import numpy as np
 from wamjax.data.files import replacing
 from wamjax.data.films import FilmConfig
 from wamjax.data.latents import Encoded
+from wamjax.data.opened import open_dataset
 from wamjax.data.store import EpisodeStore
 from wamjax.errors import UserError
 from wamjax.interop.files import read_torch
@@ -42,7 +43,7 @@ def export_latents(cache: Encoded, folder: Path, camera: str = "", split: str = 
         UserError: a cache of other samples, or the disk is full.
     """
     film, size = _film(cache)
-    store = EpisodeStore(cache.dataset, split)
+    store = open_dataset(cache.dataset, split)
     offsets, key = film.offsets(store.fps), camera or f"observation.images.{film.camera}"
     configs: dict[int, list[dict[str, Any]]] = {}
     count = 0

@@ -7,6 +7,9 @@ import functools
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from wamjax.data.episode import Video
     from wamjax.data.readers import Source
 
 CRF = 18  # `video.CRF`, which importing would load video libraries for --help
@@ -27,15 +30,28 @@ def add_gear_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--embodiment", required=True, metavar="ROBOT", help="name, dotted module or .py file")
 
 
+def open_shown(address: str, args: argparse.Namespace) -> Source:
+    """The dataset at an address, for looking at it: pictures that are no video stay what they are."""
+    from wamjax.data.video import unencoded
+
+    return _open(address, args, unencoded)
+
+
 def open_source(address: str, args: argparse.Namespace) -> Source:
-    """The dataset at an address, read as the options say."""
-    from wamjax.data import embodiments, hooks, readers
+    """The dataset at an address, all videos, encoded as the options say."""
     from wamjax.data.video import encode
+
+    encoding = functools.partial(encode, crf=getattr(args, "crf", CRF), fast=getattr(args, "fast", False))
+    return _open(address, args, encoding)
+
+
+def _open(address: str, args: argparse.Namespace, encode: Callable[..., Video]) -> Source:
+    from wamjax.data import embodiments, hooks, readers
 
     options = readers.Options(
         split=args.split,
         embodiment=embodiments.load(args.embodiment) if args.embodiment else None,
-        encode=functools.partial(encode, crf=getattr(args, "crf", CRF), fast=getattr(args, "fast", False)),
+        encode=encode,
         fps=args.fps,
         size=_size(args.size) if getattr(args, "size", None) else None,
         again=getattr(args, "fast", False),

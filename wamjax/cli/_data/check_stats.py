@@ -38,12 +38,12 @@ def run(args: argparse.Namespace) -> int:
     """Runs it."""
     from wamjax.data.compare import beyond, differences, fields
     from wamjax.data.files import write_json
-    from wamjax.data.store import EpisodeStore
+    from wamjax.data.opened import open_dataset
     from wamjax.errors import UserError
 
     if not args.tolerance > 0:
         raise UserError(f"--tolerance {args.tolerance}: give a positive number")
-    store = EpisodeStore(args.data)
+    store = open_dataset(args.data)
     known, found = _both(args.known, store)
     apart = differences(known, found, args.tolerance)
     bounds = dict(fields(known))
@@ -61,10 +61,10 @@ def run(args: argparse.Namespace) -> int:
 def _both(known: str, store: EpisodeStore) -> tuple[Any, Any]:
     """The statistics of a run and those that it would have of the dataset; or those of two datasets."""
     from wamjax.cli import _experiment
-    from wamjax.data.store import EpisodeStore
+    from wamjax.data.opened import open_dataset
 
     if not (Path(known) / "checkpoints").is_dir():
-        return EpisodeStore(known).statistics, store.statistics
+        return open_dataset(known).statistics, store.statistics
     return _experiment.statistics(known, store)
 
 

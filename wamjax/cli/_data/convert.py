@@ -2,6 +2,7 @@
 
     wamjax data convert gs://bucket/droid_101/1.0.1 runs/droid
     wamjax data convert runs/demo/data lerobot/demo --to lerobot
+    wamjax data convert gs://bucket/droid_101/1.0.1 runs/droid --link
 
     wamjax data convert /mnt/droid /mnt/store --runner DataflowRunner --beam=--project=mine --beam=--region=us-east1
 
@@ -11,6 +12,8 @@ path; the result is the same, byte for byte. --beam=FLAG hands a flag of its own
 
 --map captions.py:caption, or package.module:caption, calls a function of yours with every episode. It returns the
 episode to write, or None to leave it out; several run in the order given.
+
+--link writes a store that is trained on like any other, but its pictures stay in SOURCE, and are read there.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ from typing import TYPE_CHECKING
 from wamjax.cli._data._source import CRF, add_source_arguments, open_source
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.progress import Progress
 
     from wamjax.data.convert import Run
@@ -43,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--fast", action="store_true", help="encode every video anew, so that clips of it decode in a third of the time"
     )
+    parser.add_argument("--link", action="store_true", help="leave all pictures where they are, and read them there")
     add_source_arguments(parser)
     parser.add_argument("--map", action="append", default=[], metavar="HOOK", help="a function (repeatable)")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="of this machine, for the native store")
@@ -57,6 +63,9 @@ def run(args: argparse.Namespace) -> None:
 
     from wamjax.data import convert, hooks, lerobot_export
 
+    if args.link:
+        _link(args)
+        return
     source = open_source(args.source, args)
     settings = {key: getattr(args, key) for key in ("source", "split", "crf", "size", "fast", "fps", "embodiment")}
     settings["map"] = [hooks.version(name) for name in args.map] or None
@@ -65,13 +74,35 @@ def run(args: argparse.Namespace) -> None:
         if args.to == "lerobot":
             count = lerobot_export.export_dataset(watched, args.out)
         else:
-            by = _workers(args, watched)
+            by = _workers(args, watched, functools.partial(open_source, args.source, args))
             count = convert.to_store(watched, args.out, split=args.split, settings=settings, run=by)
         watched.finish()
     print(f"dataset     {args.out}: {count} of {len(source)} episodes")
 
 
-def _workers(args: argparse.Namespace, watched: _Watched) -> Run:
+def _link(args: argparse.Namespace) -> None:
+    """The same with the pictures left where they are."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from wamjax.data import linked
+    from wamjax.data.storage import Place
+    from wamjax.errors import UserError
+
+    if args.to != "native" or args.size or args.fast or args.crf != CRF or args.map:
+        raise UserError("--link leaves episodes as they are: leave out --to, --size, --fast, --crf and --map")
+    place = Place.of(args.source)
+    origin = linked.Origin(str(place), args.format, args.split, args.fps, args.embodiment)
+    opened = functools.partial(linked.open_numbered, origin)
+    source = opened()
+    with Progress(console=Console(stderr=True)) as bars:
+        watched = _Watched(source, bars)
+        count = linked.link(origin, args.out, source=watched, run=_workers(args, watched, opened))
+        watched.finish()
+    print(f"dataset     {args.out}: {count} of {len(source)} episodes, with their pictures in {origin.address}")
+
+
+def _workers(args: argparse.Namespace, watched: _Watched, opened: Callable[[], Source]) -> Run:
     """Who writes the shards."""
     from wamjax.data import convert, fleet
     from wamjax.errors import UserError
@@ -80,7 +111,6 @@ def _workers(args: argparse.Namespace, watched: _Watched) -> Run:
         raise UserError(f"--processes {args.processes}: give at least 1, and not beside --runner")
     if args.beam and not args.runner:
         raise UserError("--beam needs a --runner, for instance --runner DirectRunner")
-    opened = functools.partial(open_source, args.source, args)
     if args.runner:
         return fleet.on_beam(opened, [f"--runner={args.runner}", *args.beam])
     return convert.in_turn if args.processes == 1 else fleet.in_processes(opened, args.processes, watched.advance)

@@ -65,8 +65,8 @@ def prepare(args: argparse.Namespace) -> tuple[Job, Encoder]:
 
     from wamjax.cli import _encoded, _experiment
     from wamjax.data.encode import Job, begin
+    from wamjax.data.opened import open_dataset
     from wamjax.data.records import BEGUN
-    from wamjax.data.store import EpisodeStore
     from wamjax.sharding import processes
     from wamjax.sharding.mesh import MeshConfig, make_mesh, place, shardings
     from wamjax.training import precomputed
@@ -74,13 +74,13 @@ def prepare(args: argparse.Namespace) -> tuple[Job, Encoder]:
     experiment = _experiment.load(args.config, args.overrides)
     if args.weights:
         experiment = dataclasses.replace(experiment, weights=args.weights)
-    store, system = EpisodeStore(args.data), _experiment.system(experiment)
+    store, system = open_dataset(args.data), _experiment.system(experiment)
     policy = system.policy(experiment, system.shapes(experiment, store))
     mesh = make_mesh(MeshConfig(data=1, fsdp=-1), jax.local_devices())
     frozen: Any = system.frozen(experiment, store, policy, system.statistics(experiment, store, policy), mesh)
     frozen = place(frozen, shardings(frozen, system.rules, mesh))
     readers = {
-        split: system.reader(experiment, EpisodeStore(args.data, split), policy) for split in sorted(store.splits)
+        split: system.reader(experiment, open_dataset(args.data, split), policy) for split in sorted(store.splits)
     }
     batch = {name: [x.dtype.name, list(x.shape)] for name, x in _first(readers["train"]).items()}
     making = precomputed.Making.of(policy, frozen, _encoded.shapes(batch))

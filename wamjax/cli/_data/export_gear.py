@@ -20,8 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Runs it."""
     from wamjax.data import embodiments, gear_export
-    from wamjax.data.store import EpisodeStore
+    from wamjax.data.linked import open_store
+    from wamjax.data.video import encode
 
-    store = EpisodeStore(args.source)
+    store = open_store(args.source, encode=encode)
     gear_export.export_dataset(store, args.out, embodiments.load(args.embodiment))
     print(f"dataset     {args.out}: {len(store)} episodes")

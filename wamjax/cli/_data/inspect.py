@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wamjax.cli._data._source import add_source_arguments, open_source
+from wamjax.cli._data._source import add_source_arguments, open_shown
 
 if TYPE_CHECKING:
     from wamjax.data.store import EpisodeStore
@@ -71,7 +71,7 @@ def _write_page(args: argparse.Namespace) -> None:
     with Progress(console=Console(stderr=True)) as bars:
         bar = bars.add_task("looking", total=None)
         look = page.write(
-            open_source(args.data, args),
+            open_shown(args.data, args),
             args.html,
             thresholds=thresholds,
             examined=args.episodes or page.gather.EXAMINED,
@@ -84,7 +84,7 @@ def _show_episodes(args: argparse.Namespace) -> None:
     """Send some episodes to the viewer, or to its file."""
     from wamjax.data import viewer
 
-    source = open_source(args.data, args)
+    source = open_shown(args.data, args)
     count = viewer.show(source, args.rerun or None, episodes=args.episodes or viewer.EPISODES)
     print(f"recording   {args.rerun or 'sent to the Rerun viewer'}: {count} episodes")
 
@@ -101,7 +101,7 @@ def _print(args: argparse.Namespace) -> None:
     if args.format in (None, "native") and (place := Place.of(args.data)).is_local and native.recognises(place):
         _inspect_store(Path(place.path), args.verify)
         return
-    source = open_source(args.data, args)
+    source = open_shown(args.data, args)
     print(f"dataset     {source.name}, {len(source)} episodes; the first:")
     episode = source[0]
     print(f"            {len(episode)} steps, {episode.metadata['fps']:g} per second")
@@ -132,19 +132,21 @@ def _inspect_encoded(folder: Path, verify: bool) -> None:
 
 
 def _inspect_store(folder: Path, verify: bool) -> None:
-    from wamjax.data.store import EpisodeStore
+    from wamjax.data.linked import LinkedStore, open_store
 
-    store = EpisodeStore(folder)
+    store = open_store(folder)
     megabytes = sum(shard.stat().st_size for shard in folder.glob("*.array_record")) / 1e6
     print(f"dataset     {store.name}, {store.fps:g} steps per second, {megabytes:.1f} MB")
     print(f"fingerprint {store.fingerprint}")
+    if isinstance(store, LinkedStore):
+        print(f"pictures    in {store.origin.address}")
     for camera, (height, width) in store.cameras.items():
         print(f"camera      {camera} {height}x{width}")
     statistics = store.statistics
     for name, field in store.fields.items():
         print(f"field       {name} {field['dtype']} {field['shape']}{_spread(statistics.get(name))}")
     for split in store.splits:
-        part = EpisodeStore(folder, split)
+        part = open_store(folder, split)
         if verify:
             part.verify()
         print(f"split       {split}: {len(part)} episodes, {int(part.lengths.sum())} steps")

@@ -24,10 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Runs it."""
     from wamjax.data.files import write_json
+    from wamjax.data.opened import open_dataset
     from wamjax.data.selection import moving_ranges
-    from wamjax.data.store import EpisodeStore
 
-    store = EpisodeStore(args.data)
+    store = open_dataset(args.data)
     table = dict(moving_ranges(store, args.field))
     write_json(Path(args.out), table)
     kept = sum(stop - first for pairs in table.values() for first, stop in pairs)

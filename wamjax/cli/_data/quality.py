@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wamjax.cli._data._source import add_source_arguments, open_source
+from wamjax.cli._data._source import add_source_arguments, open_shown
 
 if TYPE_CHECKING:
     from wamjax.data.quality import Report
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
     table = configuration.override(configuration.to_dict(quality.Thresholds()), args.overrides)
     thresholds = configuration.build(quality.Thresholds, table)
     checks = [quality.named(name) for name in (*quality.CHECKS, *args.check) if name not in args.skip]
-    source = open_source(args.data, args)
+    source = open_shown(args.data, args)
     found = quality.examine(source, checks, thresholds)
     reports = list(track(found, "looking", total=len(source), console=Console(stderr=True)))
     print("\n".join(_lines(reports)))

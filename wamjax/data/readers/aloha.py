@@ -46,9 +46,9 @@ def _episode(file: Place, fps: float, options: Options) -> Episode:
         videos: dict[str, Video] = {}
         for camera in names(opened, "observations/images", file):
             shown = pictures(opened["observations/images"], camera, file)
-            if len(shown) != length:
+            if shown.frames != length:
                 raise BadEpisode(
-                    f"camera {camera} of {file} has {len(shown)} pictures for {length} steps: get it again"
+                    f"camera {camera} of {file} has {shown.frames} pictures for {length} steps: get it again"
                 )
             videos[camera] = options.encode(shown, fps)
     metadata: dict[str, JSON] = {"fps": fps, "embodiment": "aloha", "source": file.name, "task": file.parent.name}

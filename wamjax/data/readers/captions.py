@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import replace
 from typing import Any
 
 from wamjax.data.episode import JSON, Episode
@@ -96,8 +95,8 @@ def _beside(video: Place) -> tuple[str, ...]:
 
 def _episode(file: Place, captions: tuple[str, ...], options: Options) -> Episode:
     video = read_video(file)
+    fps = options.rate(round(frame_rate(video), 6), file)
     if options.fps is not None:
-        video = reshape(video, options.size, options.rate(None, file), options.encode)
-    fps = replace(options, fps=None).rate(round(frame_rate(video), 6), file)
+        video = reshape(video, options.size, fps, options.encode)
     metadata: dict[str, JSON] = {"fps": fps, "source": file.name}
     return Episode({}, {"video": video}, captions, metadata)

@@ -19,10 +19,10 @@ import numpy as np
 
 from wamjax.data.episode import ANNOTATION, ANNOTATIONS, BadEpisode, Episode, Video
 from wamjax.data.readers import FASTEST, Options, Source
-from wamjax.data.readers.pictures import decode_picture, stack
+from wamjax.data.readers.pictures import picture_files
 from wamjax.data.storage import MALFORMED, Place, brief, read_json, read_lines
 from wamjax.data.tables import column_array, open_table, row_groups
-from wamjax.data.video_files import cut, frame_rate, read_video
+from wamjax.data.video_files import cut, read_video
 from wamjax.errors import UserError
 
 TITLE = "LeRobot v2.0, v2.1 and v3.0 (GEAR as plain LeRobot)"
@@ -199,20 +199,16 @@ class _LeRobot:
         videos = {}
         for name, (file, start) in (entry.videos or {}).items():
             if start is None:
-                videos[camera(name)] = read_video(file, entry.length)
+                videos[camera(name)] = read_video(file, entry.length, self._fps)
             else:
-                videos[camera(name)] = cut(file, round(start * self._fps), entry.length, self._encode)
-            rate = frame_rate(videos[camera(name)])
-            if abs(rate - self._fps) * (entry.length - 1) > 0.5 * rate:  # the last picture would be another
-                raise BadEpisode(f"{file} has {rate:g} pictures per second for {self._fps:g} steps: convert it again")
+                videos[camera(name)] = cut(file, round(start * self._fps), entry.length, self._fps, self._encode)
         for name in self._pictures:
             where = f"{name} of episode {entry.number} in {entry.data}"
             try:
                 files = [bytes(row["bytes"]) for row in table.column(name).to_pylist()]
             except MALFORMED as error:
                 raise BadEpisode(f"{where} are no pictures in the table: write the dataset with them") from error
-            pictures = stack((decode_picture(data, where) for data in files), where)
-            videos[camera(name)] = self._encode(pictures, self._fps)
+            videos[camera(name)] = self._encode(picture_files(files, where), self._fps)
         return videos
 
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from wamjax.data.linked import open_store
 from wamjax.data.readers import Options, Source
 from wamjax.data.storage import Place
-from wamjax.data.store import EpisodeStore
 from wamjax.errors import UserError
 
 TITLE = "wamjax's own episode store"
@@ -23,4 +23,4 @@ def open_dataset(place: Place, options: Options) -> Source:
     """
     if not place.is_local:
         raise UserError(f"{place} is a native store, which is read from a disk of this machine: copy it here")
-    return EpisodeStore(Path(place.path), options.split)
+    return open_store(Path(place.path), options.split, options.encode)

@@ -1,13 +1,14 @@
-"""Encoded pictures (JPEG, PNG) as arrays."""
+"""Pictures in formats of their own: files (JPEG, PNG), which are decoded when they are wanted, and arrays."""
 
 from __future__ import annotations
 
+import functools
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from wamjax.data.episode import BadEpisode
+from wamjax.data.episode import BadEpisode, Pictures
 from wamjax.data.storage import brief
 
 _LIMIT = 64_000_000  # pixels; a header that says more is damaged or hostile
@@ -39,17 +40,28 @@ def decode_picture(data: bytes, where: str, *, swapped_unless: bytes | None = No
     return array[..., ::-1] if swapped else array
 
 
-def stack(pictures: Iterable[np.ndarray], where: str) -> np.ndarray:
-    """Pictures of one size as uint8 (t, h, w, 3).
+def picture_files(files: Sequence[bytes], where: str, *, swapped_unless: bytes | None = None) -> Pictures:
+    """Pictures, one file each, of the size of the first; `swapped_unless` is that of `decode_picture`.
 
     Raises:
-        BadEpisode: none, or of several sizes.
+        BadEpisode: there are none, or the first cannot be decoded; when they are read: any other, or of another size.
     """
-    found = list(pictures)
-    sizes = {picture.shape for picture in found}
-    if len(sizes) != 1:
-        raise BadEpisode(f"pictures in {where} have the sizes {sorted(sizes)}: get it again")
-    return np.stack(found)
+    if not files:
+        raise BadEpisode(f"{where} has no pictures: get it again")
+    decode = functools.partial(decode_picture, where=where, swapped_unless=swapped_unless)
+    height, width, _ = decode(files[0]).shape
+    return Pictures(b"", len(files), height, width, functools.partial(_decoded, files, decode, (height, width), where))
+
+
+def _decoded(
+    files: Sequence[bytes], decode: Callable[[bytes], np.ndarray], size: tuple[int, int], where: str, wanted: np.ndarray
+) -> np.ndarray:
+    frames = np.empty((len(wanted), *size, 3), np.uint8)
+    for frame, index in zip(frames, wanted.tolist(), strict=True):
+        if (picture := decode(files[index])).shape[:2] != size:
+            raise BadEpisode(f"pictures in {where} have the sizes {sorted({size, picture.shape[:2]})}: get it again")
+        frame[:] = picture
+    return frames
 
 
 def check_pictures(frames: np.ndarray, where: str) -> np.ndarray:

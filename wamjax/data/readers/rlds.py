@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from wamjax.data.episode import JSON, BadEpisode, Episode, Video
+from wamjax.data.episode import JSON, BadEpisode, Episode, Pictures, Video
 from wamjax.data.readers import Options, Source
-from wamjax.data.readers.pictures import decode_picture, stack
+from wamjax.data.readers.pictures import picture_files
 from wamjax.data.storage import MALFORMED, Place, brief, read_json
 from wamjax.data.tfrecord import Values, parse_example, read_record, record_offsets
 from wamjax.errors import UserError
@@ -161,7 +161,7 @@ class _Files:
     """Reads records of files; keeps where they lie, and a local copy of the last remote ArrayRecord file."""
 
     def __init__(self) -> None:
-        self._offsets = functools.lru_cache(maxsize=4)(record_offsets)
+        self._offsets = functools.cache(record_offsets)
         self._local = functools.lru_cache(maxsize=1)(_local)
 
     def read(self, file: Place, number: int) -> bytes:
@@ -203,13 +203,13 @@ def _array(values: Values, feature: _Feature, leading: tuple[int, ...], where: s
     return values.reshape(shape).astype(feature.dtype)
 
 
-def _pictures(values: Values, feature: _Feature, steps: int, where: str) -> np.ndarray:
+def _pictures(values: Values, feature: _Feature, steps: int, where: str) -> Pictures:
     if not isinstance(values, list) or len(values) != steps:
         raise BadEpisode(f"{where} has {len(values)} pictures for {steps} steps: get it again")
-    pictures = stack((decode_picture(data, where) for data in values), where)
-    height, width = feature.shape[:2]
-    if height > 0 and width > 0 and pictures.shape[1:3] != (height, width):
-        raise BadEpisode(f"{where} has pictures of {pictures.shape[1:3]}, not {height}x{width}: get it again")
+    pictures = picture_files(values, where)
+    found, (height, width) = (pictures.height, pictures.width), feature.shape[:2]
+    if height > 0 and width > 0 and found != (height, width):
+        raise BadEpisode(f"{where} has pictures of {found}, not {height}x{width}: get it again")
     return pictures
 
 

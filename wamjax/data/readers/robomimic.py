@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from wamjax.data.episode import BadEpisode, Episode, Video
+from wamjax.data.episode import BadEpisode, Episode, Pictures, Video
 from wamjax.data.hdf5 import is_dataset, names, numbers, open_file, pictures, text
 from wamjax.data.readers import Listed, Options, Source
 from wamjax.data.storage import Place
@@ -79,32 +80,37 @@ def _episode(file: Place, demo: str, fps: float, options: Options) -> Episode:
             if is_dataset(group, source):
                 steps[name] = numbers(group, source, where, length)
         seen: dict[str, np.ndarray] = {}
-        frames: dict[str, np.ndarray] = {}
+        shown: dict[str, Pictures] = {}
         if is_dataset(group, "robot_states"):
             seen["observation/robot_states"] = numbers(group, "robot_states", where, length)
         for name in names(group, "obs", where):
             if _is_camera(group["obs"], name):
-                frames[_camera(name)] = pictures(group["obs"], name, where)
+                shown[_camera(name)] = pictures(group["obs"], name, where)
             elif is_dataset(group["obs"], name) and not name.endswith("_depth"):
                 values = numbers(group["obs"], name, where, length)
                 seen[f"observation/{_RENAMED.get(name, name)}"] = values
         language, metadata = _task(data, file, is_libero)
-    if any(len(pictures) != length for pictures in frames.values()):
+    if any(pictures.frames != length for pictures in shown.values()):
         raise BadEpisode(f"{where} has cameras of other lengths than its {length} actions: get it again")
     if is_libero:
-        frames = {camera: shown[:, ::-1] for camera, shown in frames.items()}
+        shown = {camera: _mirrored(pictures) for camera, pictures in shown.items()}
     if is_libero and "problem_info" in metadata:
         # Recorded after the action beside it: what was seen before action t stands at t - 1.
         steps = {name: values[1:] for name, values in steps.items()}
         seen = {name: values[:-1] for name, values in seen.items()}
-        frames = {camera: shown[:-1] for camera, shown in frames.items()}
+        shown = {camera: replace(pictures, frames=length - 1) for camera, pictures in shown.items()}
     if not len(steps["action"]):
         raise BadEpisode(f"{where} has too few steps")
     ended = any(values[-1] > 0 for name, values in steps.items() if name in _RESULTS.values())
     metadata = {key: value for key, value in metadata.items() if key != "problem_info"}
     metadata |= {"fps": fps, "embodiment": "panda", "success": bool(ended), "source": f"{file.name}/{demo}"}
-    videos: dict[str, Video] = {camera: options.encode(shown, fps) for camera, shown in frames.items()}
+    videos: dict[str, Video] = {camera: options.encode(pictures, fps) for camera, pictures in shown.items()}
     return Episode(steps | seen, videos, language, metadata)
+
+
+def _mirrored(shown: Pictures) -> Pictures:
+    """Upside down."""
+    return replace(shown, read=lambda wanted: shown.read(wanted)[:, ::-1])
 
 
 def _is_camera(group: Any, name: str) -> bool:

@@ -14,11 +14,12 @@ Source: `envs/utils/pkl2hdf5.py`, `policy/ACT/process_data.py` of RoboTwin-Platf
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from wamjax.data.episode import BadEpisode, Episode, Video
+from wamjax.data.episode import BadEpisode, Episode, Pictures, Video
 from wamjax.data.hdf5 import array, is_dataset, names, numbers, open_file, pictures, text
 from wamjax.data.readers import Listed, Options, Source
 from wamjax.data.storage import MALFORMED, Place, read_json
@@ -56,15 +57,16 @@ def _episode(file: Place, options: Options) -> Episode:
     with open_file(file) as opened:
         steps, shown, language, fps = (_legacy if "joint_action" in opened else _version_1)(opened, file)
     length = len(next(iter(steps.values())))
-    for camera, frames in shown.items():
-        if len(frames) < length:
-            raise BadEpisode(f"camera {camera} of {file} has {len(frames)} pictures for {length} steps: get it again")
     rate = options.rate(fps, file)
-    videos: dict[str, Video] = {camera: options.encode(frames[:length], rate) for camera, frames in shown.items()}
+    videos: dict[str, Video] = {}
+    for camera, frames in shown.items():
+        if (count := frames.frames) < length:
+            raise BadEpisode(f"camera {camera} of {file} has {count} pictures for {length} steps: get it again")
+        videos[camera] = options.encode(replace(frames, frames=length), rate)
     return Episode(steps, videos, language, {"fps": rate, "embodiment": "robotwin", "source": file.name})
 
 
-_Parts = tuple[dict[str, np.ndarray], dict[str, np.ndarray], tuple[str, ...], float]
+_Parts = tuple[dict[str, np.ndarray], dict[str, Pictures], tuple[str, ...], float]
 
 
 def _legacy(opened: Any, file: Place) -> _Parts:
