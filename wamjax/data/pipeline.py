@@ -305,11 +305,23 @@ class _Batches(Iterator[Batch]):
     def __next__(self) -> Batch:
         if not self._found:
             raise StopIteration
-        return next(self._found[0])
+        return _forgotten(next(self._found[0]))
 
 
 def _end(found: list[Any]) -> None:
     found.pop().close()
+
+
+def _forgotten(batch: Batch) -> Batch:
+    """A batch whose shared memory has lost its name, so that it goes with the arrays, however the program ends.
+
+    Grain takes the name away when an array is deleted, by a thread that may not get to it any more.
+    """
+    for array in batch.values():
+        if getattr(array, "_unlink_on_del", False):
+            vars(array)["shm"].unlink()
+            vars(array)["_unlink_on_del"] = False
+    return batch
 
 
 def _parsed_flags() -> None:
