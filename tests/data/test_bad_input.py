@@ -223,7 +223,7 @@ def read(found):
 
 if __name__ == "__main__":
     clip = ClipConfig(cameras=("corner2", "gripperPOV"), frame_offsets=(0, 2), action_horizon=3)
-    found = batches(EpisodeStore(sys.argv[1]), clip, batch_size=8, seed=0, tokenize=tokenize, workers=1)
+    found = batches(EpisodeStore(sys.argv[1]), clip, batch_size=64, seed=0, tokenize=tokenize, workers=1)
     print(read(found))
 """
 
@@ -232,7 +232,7 @@ if __name__ == "__main__":
 def test_batches_that_nobody_closed_end_with_the_program(folder: Path, tmp_path: Path) -> None:
     (script := tmp_path / "read.py").write_text(LEFT)
     done = subprocess.run([sys.executable, str(script), str(folder)], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("((8, 2, 2, 32, 32, 3), [False, False, False, False])\n", "")
+    assert (done.stdout, done.stderr) == ("((64, 2, 2, 32, 32, 3), [False, False, False, False])\n", "")
 
 
 MEMORY = """
