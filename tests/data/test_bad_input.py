@@ -209,7 +209,7 @@ def test_workers_tell_of_damage_as_threads_do(clean: Path, episodes: list[Episod
 
 
 LEFT = """
-import sys
+import os, sys
 import numpy as np
 from wamjax.data.pipeline import ClipConfig, batches
 from wamjax.data.store import EpisodeStore
@@ -217,10 +217,14 @@ from wamjax.data.store import EpisodeStore
 def tokenize(text):
     return np.array([len(text)])
 
+def read(found):
+    held = [next(found)["frames"] for _ in range(4)]
+    return held[0].shape, [os.path.exists(f"/dev/shm/{frames.shm.name}") for frames in held]
+
 if __name__ == "__main__":
     clip = ClipConfig(cameras=("corner2", "gripperPOV"), frame_offsets=(0, 2), action_horizon=3)
-    found = batches(EpisodeStore(sys.argv[1]), clip, batch_size=8, seed=0, tokenize=tokenize, workers=1)
-    print(next(found)["frames"].shape)
+    found = batches(EpisodeStore(sys.argv[1]), clip, batch_size=64, seed=0, tokenize=tokenize, workers=1)
+    print(read(found))
 """
 
 
@@ -228,7 +232,7 @@ if __name__ == "__main__":
 def test_batches_that_nobody_closed_end_with_the_program(folder: Path, tmp_path: Path) -> None:
     (script := tmp_path / "read.py").write_text(LEFT)
     done = subprocess.run([sys.executable, str(script), str(folder)], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("(8, 2, 2, 32, 32, 3)\n", "")
+    assert (done.stdout, done.stderr) == ("((64, 2, 2, 32, 32, 3), [False, False, False, False])\n", "")
 
 
 MEMORY = """

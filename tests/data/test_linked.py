@@ -135,7 +135,7 @@ def test_as_a_user_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert main(["data", "convert", "source", "out"]) == 2
     assert "was begun with" in capsys.readouterr().err
     assert main(["data", "convert", "source", "other", "--link", "--size", "8x8"]) == 2
-    assert "--link leaves pictures as they are" in capsys.readouterr().err
+    assert "--link leaves episodes as they are" in capsys.readouterr().err
     shutil.move("out", "moved")
     assert open_store("moved")[0].videos["rgb_static"].read(np.array([0])).shape[0] == 1
     opened = pickle.loads(pickle.dumps(functools.partial(open_numbered, Origin(str(source)))))()

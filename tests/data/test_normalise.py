@@ -12,6 +12,7 @@ import pytest
 from wamjax.data import normalise as module
 from wamjax.data.embodiments import Embodiment, Field, load
 from wamjax.data.episode import Episode
+from wamjax.data.mixture import Mixture
 from wamjax.data.normalise import (
     Bounds,
     Normalisation,
@@ -164,6 +165,18 @@ def test_relative_statistics_are_kept_for_the_very_same_data_and_robot(
     assert relative_statistics(store, WALKER) == found  # damaged: computed again
 
 
+@pytest.mark.parametrize("fps", [10, 30])
+def test_relative_statistics_are_at_the_robot_s_rate(store: EpisodeStore, fps: int) -> None:
+    values = []
+    for steps in (walker(i, length).steps for i, length in enumerate(LENGTHS)):
+        after = [round(k * 15 / fps) for k in range(WALKER.actions_per_chunk)]
+        for i in range(len(steps["action_dict/arm"]) - after[-1]):
+            values += [steps["action_dict/arm"][i + k].astype(float) - steps["observation/arm"][i] for k in after]
+    found = relative_statistics(store, replace(WALKER, fps=fps))["arm"]
+    np.testing.assert_array_equal(found["q99"], np.quantile(values, 0.99, axis=0))
+    np.testing.assert_array_equal(found["min"], np.min(values, axis=0))
+
+
 def test_statistics_of_many_episodes_are_of_the_original_sample(
     store: EpisodeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +195,20 @@ def test_statistics_of_a_dataset(store: EpisodeStore) -> None:
     assert scale.reference == (None, 0, 1)
     assert scale.action.low == (*found["action"]["hand"]["q01"], *found["action"]["arm"]["q01"])
     assert hash(scale) == hash(normalisation(WALKER, found))
+
+
+def test_relative_statistics_of_a_mixture_count_by_its_weights(
+    store: EpisodeStore, make_store: Callable[..., Path]
+) -> None:
+    other = [walker(10 + i, length) for i, length in enumerate((30, 6))]
+    mixture = Mixture([store, EpisodeStore(make_store(other))], [1, 3])
+    a, b = pooled([walker(i, length) for i, length in enumerate(LENGTHS)]), pooled(other)
+    values = np.concatenate([np.repeat(a, len(b), axis=0), np.repeat(b, 3 * len(a), axis=0)])
+    found = relative_statistics(mixture, WALKER)["arm"]
+    for name, how in {"max": np.max, "min": np.min, "mean": np.mean, "std": np.std}.items():
+        np.testing.assert_allclose(found[name], how(values, axis=0), rtol=1e-12)
+    for name, quantile in (("q01", 0.01), ("q99", 0.99)):
+        np.testing.assert_array_equal(found[name], np.quantile(values, quantile, axis=0, method="inverted_cdf"))
 
 
 def test_statistics_need_the_fields_and_whole_chunks(store: EpisodeStore) -> None:

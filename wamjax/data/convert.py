@@ -91,11 +91,9 @@ def _begin(folder: Path, split: str, settings: dict[str, JSON]) -> None:
     file = folder / f"conversion-{split}.json"
     if file.exists():
         begun = read_json(Place.of(file))
-        if begun != settings:
-            known = begun if isinstance(begun, dict) else {}
-            other = [
-                f"{key} {known.get(key)}, now {settings[key]}" for key in settings if known.get(key) != settings[key]
-            ]
+        known = begun if isinstance(begun, dict) else {}
+        both = [(key, known.get(key), settings.get(key)) for key in {**known, **settings}]
+        if other := [f"{key} {then}, now {now}" for key, then, now in both if then != now]:
             raise UserError(f"{folder} was begun with {'; '.join(other)}: delete it or write elsewhere")
     elif any(folder.glob(f"{split}-*")):
         raise UserError(f"{folder} holds a split '{split}' already: write elsewhere")
@@ -127,4 +125,4 @@ def _first_schema(source: Source) -> dict[str, Any]:
             return schema(source[number])
         except BadEpisode as error:
             why = why or error
-    raise UserError(f"none of the {len(source)} episodes of {source.name} can be read; the first: {why}")
+    raise UserError(f"none of the {len(source)} episodes of {source.name} can be used; the first: {why}")

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from wamjax.data import statistics
 from wamjax.data.episode import JSON, Episode
 from wamjax.data.opened import open_dataset
 from wamjax.data.sampling import shares
-from wamjax.data.statistics import QUANTILES, Statistics
 from wamjax.data.step_files import Steps
 from wamjax.data.store import EpisodeStore
 from wamjax.errors import UserError
@@ -69,19 +69,17 @@ class Mixture:
         return store.metadata(number)
 
     @functools.cached_property
-    def statistics(self) -> Statistics:
+    def statistics(self) -> statistics.Statistics:
         """Of the fields that all parts have, each part counting by its weight, whatever its number of steps.
 
-        Quantiles of a mixture do not follow from those of its parts: every training episode is read, once, and the
-        number at a quantile is the smallest that so much of the weight does not exceed.
+        Quantiles of a mixture do not follow from those of its parts: every training episode is read, once. Fields of
+        other sizes in some part have none.
         """
+        shapes = [{name: field["shape"] for name, field in store.fields.items()} for store in self.stores]
+        alike = [name for name in self.fields if all(each[name] == shapes[0][name] for each in shapes)]
         steps = [int(store.lengths.sum()) for store in self.stores]
-        weights = np.repeat(np.array(shares(self.weights)) / steps, steps)
-        columns: dict[str, list[np.ndarray]] = {name: [] for name in sorted(self.fields)}
-        for found in self.all_steps():
-            for name, parts in columns.items():
-                parts.append(found[name].reshape(len(found[name]), -1).copy())
-        return {name: _described(np.concatenate(columns.pop(name)), weights) for name in sorted(self.fields)}
+        read = [({name: found[name] for name in alike} for found in store.all_steps()) for store in self.stores]
+        return statistics.mixed(read, steps, shares(self.weights))
 
     def _place(self, index: int) -> tuple[EpisodeStore, int]:
         if not 0 <= index < len(self):
@@ -123,20 +121,3 @@ def _weighted(address: str) -> tuple[str, float]:
         return (folder, float(weight)) if equals and not Path(address).exists() else (address, 1.0)
     except ValueError:
         return address, 1.0
-
-
-def _described(values: np.ndarray, weights: np.ndarray) -> dict[str, list[float] | int]:
-    """Statistics of (n, k) values that count by their weights (n,)."""
-    values = values.astype(np.float64)
-    mean = np.average(values, axis=0, weights=weights)
-    result: dict[str, list[float] | int] = {
-        "mean": mean.tolist(),
-        "std": np.sqrt(np.average((values - mean) ** 2, axis=0, weights=weights)).tolist(),
-        "min": values.min(0).tolist(),
-        "max": values.max(0).tolist(),
-    }
-    for name, quantile in QUANTILES.items():
-        at = np.quantile(values, quantile, axis=0, weights=weights, method="inverted_cdf")
-        result[name] = at.tolist()
-    result["count"] = len(values)
-    return result

@@ -251,7 +251,7 @@ class _Loader:
             _trim()
         drawn = [self._row(step, row) for row in self._rows]
         samples = [sample for sample, *_ in drawn]
-        batch = {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+        batch = {name: _stacked([sample[name] for sample in samples]) for name in samples[0]}
         if self._numbered:
             places = np.array([place for _, place, *_ in drawn])
             batch[DATASET], batch[SAMPLE] = places, np.array([number for _, _, number, _ in drawn])
@@ -289,6 +289,11 @@ class _Loader:
         raise UserError(f"{REDRAWS} damaged clips in a row in {reader.store.folder}: collect the dataset again")
 
 
+def _stacked(rows: list[np.ndarray]) -> np.ndarray:
+    """The rows in one array, in C order whatever theirs is: workers share no others, but send them through a pipe."""
+    return np.stack(rows, out=np.empty((len(rows), *np.shape(rows[0])), np.asarray(rows[0]).dtype))
+
+
 def _trim() -> None:
     """Gives freed memory back: of what decoders free between longer-lived arrays glibc would keep ever more."""
     with contextlib.suppress(OSError, AttributeError):  # another C library
@@ -305,11 +310,23 @@ class _Batches(Iterator[Batch]):
     def __next__(self) -> Batch:
         if not self._found:
             raise StopIteration
-        return next(self._found[0])
+        return _forgotten(next(self._found[0]))
 
 
 def _end(found: list[Any]) -> None:
     found.pop().close()
+
+
+def _forgotten(batch: Batch) -> Batch:
+    """A batch whose shared memory has lost its name, so that it goes with the arrays, however the program ends.
+
+    Grain takes the name away when an array is deleted, by a thread that may not get to it any more.
+    """
+    for array in batch.values():
+        if getattr(array, "_unlink_on_del", False):
+            vars(array)["shm"].unlink()
+            vars(array)["_unlink_on_del"] = False
+    return batch
 
 
 def _parsed_flags() -> None:

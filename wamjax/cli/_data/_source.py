@@ -46,7 +46,7 @@ def open_source(address: str, args: argparse.Namespace) -> Source:
 
 
 def _open(address: str, args: argparse.Namespace, encode: Callable[..., Video]) -> Source:
-    from wamjax.data import embodiments, readers
+    from wamjax.data import embodiments, hooks, readers
 
     options = readers.Options(
         split=args.split,
@@ -55,6 +55,7 @@ def _open(address: str, args: argparse.Namespace, encode: Callable[..., Video]) 
         fps=args.fps,
         size=_size(args.size) if getattr(args, "size", None) else None,
         again=getattr(args, "fast", False),
+        hooks=tuple((name, hooks.function(name, "hook")) for name in getattr(args, "map", ())),
     )
     return readers.open_source(address, args.format, options)
 

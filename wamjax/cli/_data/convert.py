@@ -10,6 +10,9 @@ A conversion to the native store goes on where it stopped; damaged episodes are 
 of several processes, or of a fleet under Apache Beam (pip install 'wamjax[beam]'), whose workers see OUT under the same
 path; the result is the same, byte for byte. --beam=FLAG hands a flag of its own to Beam, as often as there are flags.
 
+--map captions.py:caption, or package.module:caption, calls a function of yours with every episode. It returns the
+episode to write, or None to leave it out; several run in the order given.
+
 --link writes a store that is trained on like any other, but its pictures stay in SOURCE, and are read there.
 """
 
@@ -47,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--link", action="store_true", help="leave all pictures where they are, and read them there")
     add_source_arguments(parser)
+    parser.add_argument("--map", action="append", default=[], metavar="HOOK", help="a function (repeatable)")
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="of this machine, for the native store")
     parser.add_argument("--runner", metavar="RUNNER", help="of Apache Beam: DirectRunner, DataflowRunner, …")
     parser.add_argument("--beam", action="append", default=[], metavar="=FLAG", help="a flag for Beam (repeatable)")
@@ -57,13 +61,14 @@ def run(args: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    from wamjax.data import convert, lerobot_export
+    from wamjax.data import convert, hooks, lerobot_export
 
     if args.link:
         _link(args)
         return
     source = open_source(args.source, args)
     settings = {key: getattr(args, key) for key in ("source", "split", "crf", "size", "fast", "fps", "embodiment")}
+    settings["map"] = [hooks.version(name) for name in args.map] or None
     with Progress(console=Console(stderr=True)) as bars:
         watched = _Watched(source, bars)
         if args.to == "lerobot":
@@ -84,8 +89,8 @@ def _link(args: argparse.Namespace) -> None:
     from wamjax.data.storage import Place
     from wamjax.errors import UserError
 
-    if args.to != "native" or args.size or args.fast or args.crf != CRF:
-        raise UserError("--link leaves pictures as they are, for wamjax: leave out --to, --size, --fast and --crf")
+    if args.to != "native" or args.size or args.fast or args.crf != CRF or args.map:
+        raise UserError("--link leaves episodes as they are: leave out --to, --size, --fast, --crf and --map")
     place = Place.of(args.source)
     origin = linked.Origin(str(place), args.format, args.split, args.fps, args.embodiment)
     opened = functools.partial(linked.open_numbered, origin)

@@ -1,7 +1,7 @@
 """Look for faults in every episode: missing, black and frozen cameras, jumps, stuck joints, idleness, wrong times, ….
 
     wamjax data quality runs/droid --out runs/droid_quality.jsonl --ranges runs/droid_sound.json
-    wamjax data quality runs/droid --set black=12 --check my_checks:blurred
+    wamjax data quality runs/droid --set black=12 --check my_checks.py:blurred
     wamjax train … --set data.selection.ranges=runs/droid_sound.json
 
 `--ranges` writes the episodes without a flag as ranges of steps, which training can be confined to. Own checks are
@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("data", metavar="DATA", help="dataset folder or file, local or a URL such as gs://…")
     parser.add_argument("--out", metavar="FILE", help="write a line of JSON per episode")
     parser.add_argument("--ranges", metavar="FILE", help="write the episodes without a flag, for data.selection.ranges")
-    parser.add_argument("--check", action="append", default=[], metavar="CHECK", help="one more: module:function")
+    parser.add_argument("--check", action="append", default=[], metavar="CHECK", help="one more: file.py:function")
     parser.add_argument("--skip", action="append", default=[], metavar="CHECK", help="one less, such as pictures")
     parser.add_argument(
         "--set", metavar="KEY=VALUE", dest="overrides", action="append", default=[], help="change a threshold"

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from wamjax.data.embodiments import Embodiment
 from wamjax.data.episode import BadEpisode, Episode, Video
+from wamjax.data.hooks import Hook, Mapped
 from wamjax.data.reshape import reshape
 from wamjax.data.storage import PathLike, Place
 from wamjax.data.video import encode
@@ -109,6 +110,7 @@ class Options:
         fps: steps per second, Hz, where the source does not say or is wrong; videos without steps are brought to it.
         size: height and width that videos are brought to; None leaves them as they are.
         again: whether all videos are encoded anew.
+        hooks: functions that episodes pass through before that, by their names.
     """
 
     split: str = "train"
@@ -117,6 +119,7 @@ class Options:
     fps: float | None = None
     size: tuple[int, int] | None = None
     again: bool = False
+    hooks: tuple[tuple[str, Hook], ...] = ()
 
     def only_train(self, place: Place) -> None:
         """Refuse other splits."""
@@ -150,6 +153,8 @@ def open_source(address: Place | PathLike, format: str | None = None, options: O
     source = _module(format).open_dataset(place, options)
     if not len(source):
         raise UserError(f"{place} has no episodes of the format {format}: give the folder of a whole dataset")
+    if options.hooks:
+        source = Mapped(source, options.hooks)
     if options.size is None and not options.again:
         return source
     return Reshaped(source, options.size, options.encode, options.again)
