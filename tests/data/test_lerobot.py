@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow
@@ -108,6 +109,39 @@ def test_files_begin_anew_at_the_limit(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(list(tmp_path.glob("out/data/*/*.parquet"))) > 1
     assert len(list(tmp_path.glob("out/videos/observation.images.front/*/*.mp4"))) == 2
     assert_equals_lerobot(open_source(tmp_path / "out"), SAMPLES / "lerobot21.npz")
+
+
+def test_statistics_are_exact_in_any_portions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files, rows of meta/episodes and what is read again are begun and ended anywhere."""
+    for name, value in {"DATA_BYTES": 300, "_ROWS": 2, "_READ": 25}.items():
+        monkeypatch.setattr(f"wamjax.data.lerobot_export.{name}", value)
+    export_dataset(open_source(SAMPLES / "lerobot21"), tmp_path / "out")
+    episodes = pyarrow.parquet.read_table(tmp_path / "out/meta/episodes/chunk-000/file-000.parquet")
+    assert episodes["episode_index"].to_pylist() == [0, 1, 2]
+    stats = json.loads((tmp_path / "out/meta/stats.json").read_text())
+    source = open_source(tmp_path / "out")
+    names = {"action": "action", "observation.state": "observation/state", "next.success": "next/success"}
+    for theirs, ours in names.items():
+        each = [source[i].steps[ours] for i in range(3)]
+        for found, values in ((stats[theirs], np.concatenate(each)), (_row(episodes, theirs, 1), each[1])):
+            numbers = values.reshape(len(values), -1).astype(float)
+            assert found["count"] == [len(numbers)]
+            for name in ("min", "max", "mean", "std"):
+                np.testing.assert_allclose(found[name], getattr(numbers, name)(0), rtol=1e-12, atol=1e-15)
+            wanted = np.quantile(numbers, (0.01, 0.1, 0.5, 0.9, 0.99), axis=0)
+            np.testing.assert_array_equal([found[name] for name in ("q01", "q10", "q50", "q90", "q99")], wanted)
+    picture = stats["observation.images.hand"]
+    rows = [_row(episodes, "observation.images.hand", number) for number in range(3)]
+    assert picture["count"] == [sum(row["count"][0] for row in rows)]
+    means = [np.array(row["mean"]) * row["count"] / picture["count"] for row in rows]
+    np.testing.assert_allclose(picture["mean"], np.sum(means, axis=0), rtol=1e-12)
+    assert min(row["q10"][0][0][0] for row in rows) <= picture["q10"][0][0][0] <= picture["q50"][0][0][0]
+
+
+def _row(episodes: Any, feature: str, number: int) -> dict[str, Any]:
+    """The statistics of an episode."""
+    keys = [name for name in episodes.column_names if name.startswith(f"stats/{feature}/")]
+    return {name.rsplit("/", 1)[1]: episodes[name][number].as_py() for name in keys}
 
 
 def test_rows_are_found_in_the_file_after(tmp_path: Path) -> None:

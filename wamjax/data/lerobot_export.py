@@ -1,12 +1,14 @@
-"""Episodes of any source as a LeRobot v3.0 dataset.
+"""Episodes of any source as a LeRobot v3.0 dataset, in memory that does not grow with their number.
 
 Source of the layout: `lerobot/datasets/lerobot_dataset.py` and `utils.py` of huggingface/lerobot 0.4.4. Statistics are
-exact for numbers (LeRobot averages the quantiles of the episodes); for pictures they are those of sampled pixels.
+exact for numbers (LeRobot averages the quantiles of the episodes): the files are read again for them at the end. Those
+of pictures are of sampled pixels.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -16,13 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
+from wamjax.data import quantiles
 from wamjax.data.convert import sound
 from wamjax.data.episode import ANNOTATION, ANNOTATIONS, BadEpisode, Episode
 from wamjax.data.files import PARTIAL, full_disk, write_json
 from wamjax.data.readers import Source
 from wamjax.data.readers.lerobot import BOOKKEEPING, camera_feature, feature_name
+from wamjax.data.storage import Place
 from wamjax.data.store import schema
+from wamjax.data.tables import column_array
 from wamjax.data.video import decode
 from wamjax.data.video_concat import VideoFiles, check_even
 from wamjax.errors import UserError
@@ -35,6 +41,9 @@ _EPISODES = "meta/episodes/chunk-000/file-000.parquet"
 _QUANTILES = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 _log = logging.getLogger(__name__)
 _SAMPLED_PICTURES, _SAMPLED_PIXELS = 8, 1024  # per episode and camera, for the statistics of pictures
+_LEVELS = (np.arange(256) / np.float32(255)).astype(np.float32).astype(np.float64)  # of a pixel, in [0, 1]
+_ROWS = 1000  # of meta/episodes, which wait to be written
+_READ = 1 << 20  # numbers that are read again at a time
 
 
 def export_dataset(source: Source, folder: str | Path) -> int:
@@ -68,15 +77,17 @@ class _Writer:
         self._folder = folder
         self._data = _DataFiles(folder)
         self._videos: dict[str, VideoFiles] = {}
+        self._episodes = _EpisodeFile(folder / _EPISODES)
         self._tasks: dict[str, int] = {}
-        self._rows: list[dict[str, Any]] = []
-        self._values: dict[str, list[np.ndarray]] = {}
-        self._steps = 0
+        self._sums: dict[str, _Sums] = {}
+        self._pixels: dict[str, np.ndarray] = {}  # how many have which value, (3, 256)
+        self._count = self._steps = 0
 
     def write(self, source: Source) -> int:
         """All sound episodes, then the metadata."""
         first: Episode | None = None
         with contextlib.ExitStack() as files:
+            files.callback(self._episodes.close)
             files.callback(self._data.close)
             for episode, pixels in _alike(source):
                 if first is None:
@@ -89,11 +100,11 @@ class _Writer:
         if first is None:
             raise UserError(f"none of the {len(source)} episodes of {source.name} can be read")
         self._write_metadata(first)
-        return len(self._rows)
+        return self._count
 
     def _write_episode(self, episode: Episode, pixels: Mapping[str, np.ndarray]) -> None:
         """An episode's rows and videos, and its row of meta/episodes."""
-        number, length = len(self._rows), len(episode)
+        number, length = self._count, len(episode)
         numbers = np.array([self._tasks.setdefault(text, len(self._tasks)) for text in _texts(episode)], np.int64)
         if taken := [name for name in episode.steps if feature_name(name) in BOOKKEEPING]:
             raise UserError(f"step field '{taken[0]}' has a name that LeRobot keeps for itself: rename it")
@@ -115,14 +126,18 @@ class _Writer:
         }
         for camera, video in sorted(episode.videos.items()):
             row |= self._videos[camera].write(video)
-        sampled = {name: values.reshape(length, -1) for name, values in columns.items()}
-        sampled |= pixels
-        for name, values in sorted(sampled.items()):
-            self._values.setdefault(name, []).append(values)
-            for key, value in _statistics(values, picture=name not in columns).items():
-                row[f"stats/{name}/{key}"] = value
-        self._rows.append(row | {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0})
-        self._steps += length
+        for name, values in pixels.items():
+            levels = np.stack([np.bincount(channel, minlength=256) for channel in values.T])
+            self._pixels[name] = self._pixels.get(name, 0) + levels
+        steps = {name: values.reshape(length, -1).astype(np.float64) for name, values in columns.items()}
+        sampled = {name: _LEVELS[values] for name, values in pixels.items()}
+        for name, numbers in sorted((steps | sampled).items()):
+            sums = _Sums.of(numbers)
+            self._sums[name] = self._sums[name] + sums if name in self._sums else sums
+            found = sums.result(np.quantile(numbers, list(_QUANTILES.values()), axis=0), picture=name in pixels)
+            row |= {f"stats/{name}/{key}": value for key, value in found.items()}
+        self._episodes.write(row | {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0})
+        self._count, self._steps = number + 1, self._steps + length
 
     def _write_metadata(self, first: Episode) -> None:
         """What is known at the end: tasks, episodes, statistics, info.json."""
@@ -136,18 +151,21 @@ class _Writer:
             }
         )
         tasks = tasks.replace_schema_metadata({"pandas": json.dumps(_PANDAS)})
-        episodes = pyarrow.table({name: [row[name] for row in self._rows] for name in self._rows[0]})
-        for table, name in ((tasks, "meta/tasks.parquet"), (episodes, _EPISODES)):
-            pyarrow.parquet.write_table(table, self._folder / name, write_page_checksum=True)
-        pictures = {camera_feature(camera) for camera in first.videos}
-        write_json(
-            self._folder / "meta/stats.json",
-            {
-                name: _statistics(np.concatenate(self._values.pop(name)), picture=name in pictures)
-                for name in list(self._values)
-            },
-        )
+        pyarrow.parquet.write_table(tasks, self._folder / "meta/tasks.parquet", write_page_checksum=True)
+        write_json(self._folder / "meta/stats.json", self._statistics())
         write_json(self._folder / "meta/info.json", self._info(first))
+
+    def _statistics(self) -> dict[str, dict[str, Any]]:
+        """The content of stats.json."""
+        shares = list(_QUANTILES.values())
+        found: dict[str, np.ndarray] = {
+            name: quantiles.of_counts(levels, _LEVELS, shares) for name, levels in self._pixels.items()
+        }
+        names = [name for name in self._sums if name not in self._pixels]
+        ends = np.cumsum([len(self._sums[name].mean) for name in names])
+        numbers = quantiles.of_read(lambda: self._data.read(names, int(ends[-1])), self._steps, shares)
+        found |= zip(names, np.split(numbers, ends[:-1], axis=1), strict=True)
+        return {name: sums.result(found[name], picture=name in self._pixels) for name, sums in self._sums.items()}
 
     def _info(self, first: Episode) -> dict[str, Any]:
         """The content of info.json."""
@@ -164,14 +182,14 @@ class _Writer:
         return {
             "codebase_version": "v3.0",
             "robot_type": first.metadata.get("embodiment"),
-            "total_episodes": len(self._rows),
+            "total_episodes": self._count,
             "total_frames": self._steps,
             "total_tasks": len(self._tasks),
             "chunks_size": CHUNK_FILES,
             "data_files_size_in_mb": DATA_BYTES >> 20,
             "video_files_size_in_mb": VIDEO_BYTES >> 20,
             "fps": int(fps) if fps.is_integer() else fps,
-            "splits": {"train": f"0:{len(self._rows)}"},
+            "splits": {"train": f"0:{self._count}"},
             "data_path": _DATA,
             "video_path": _VIDEO if self._videos else None,
             "features": features,
@@ -201,11 +219,88 @@ class _DataFiles:
         self._writer.write_table(table)
         return {"data/chunk_index": self._number // CHUNK_FILES, "data/file_index": self._number % CHUNK_FILES}
 
+    def read(self, names: Sequence[str], size: int) -> Iterator[np.ndarray]:
+        """What was written, in portions (n, size) of some columns, whose numbers are `size` together."""
+        import pyarrow
+        import pyarrow.parquet
+
+        for path in sorted(self._folder.glob("data/*/*.parquet")):
+            file = pyarrow.parquet.ParquetFile(path)
+            for batch in file.iter_batches(max(1, _READ // size), columns=list(names)):
+                table = pyarrow.Table.from_batches([batch])
+                columns = [column_array(table, name, Place.of(path)) for name in names]
+                yield np.concatenate([values.reshape(len(values), -1).astype(np.float64) for values in columns], axis=1)
+
     def close(self) -> None:
         """Finish the file."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+class _EpisodeFile:
+    """meta/episodes, a row per episode."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._rows: list[dict[str, Any]] = []
+        self._writer: Any = None
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append a row, which has the names of all others."""
+        self._rows.append(row)
+        if len(self._rows) == _ROWS:
+            self._flush()
+
+    def close(self) -> None:
+        """Finish the file."""
+        if self._rows:
+            self._flush()
+        if self._writer is not None:
+            self._writer.close()
+
+    def _flush(self) -> None:
+        import pyarrow
+        import pyarrow.parquet
+
+        schema = self._writer.schema if self._writer else None
+        table = pyarrow.table({name: [row[name] for row in self._rows] for name in self._rows[0]}, schema=schema)
+        if self._writer is None:
+            self._writer = pyarrow.parquet.ParquetWriter(self._path, table.schema, write_page_checksum=True)
+        self._writer.write_table(table)
+        self._rows.clear()
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sums:
+    """What adds up of vectors of k numbers: how many, the outermost, the mean, squared distances from it, (k,)."""
+
+    count: int
+    min: np.ndarray
+    max: np.ndarray
+    mean: np.ndarray
+    squares: np.ndarray
+
+    @classmethod
+    def of(cls, numbers: Float[np.ndarray, "n k"]) -> _Sums:
+        """Of vectors."""
+        mean = numbers.mean(0)
+        return cls(len(numbers), numbers.min(0), numbers.max(0), mean, np.square(numbers - mean).sum(0))
+
+    def __add__(self, other: _Sums) -> _Sums:
+        """Of both together (Chan, Golub and LeVeque 1979)."""
+        count, apart = self.count + other.count, other.mean - self.mean
+        mean = self.mean + apart * (other.count / count)
+        squares = self.squares + other.squares + np.square(apart) * (self.count * other.count / count)
+        low, high = np.minimum(self.min, other.min), np.maximum(self.max, other.max)
+        return _Sums(count, low, high, mean, squares)
+
+    def result(self, found: Float[np.ndarray, "q k"], *, picture: bool) -> dict[str, Any]:
+        """LeRobot's ten numbers, with their quantiles; those of pictures have the shape (3, 1, 1)."""
+        told = {"min": self.min, "max": self.max, "mean": self.mean, "std": np.sqrt(self.squares / self.count)}
+        told |= dict(zip(_QUANTILES, found, strict=True))
+        shaped = {name: (values.reshape(-1, 1, 1) if picture else values).tolist() for name, values in told.items()}
+        return shaped | {"count": [self.count]}
 
 
 _INDEX = "__index_level_0__"
@@ -265,16 +360,7 @@ def _column(values: np.ndarray) -> Any:
 
 
 def _pixels(video: Any) -> np.ndarray:
-    """Pixels of pictures all over a video, (n, 3) in [0, 1]."""
+    """Pixels of pictures all over a video, uint8 (n, 3)."""
     shown = np.unique(np.linspace(0, video.frames - 1, _SAMPLED_PICTURES).round().astype(int))
     pixels = decode(video, shown).reshape(-1, 3)
-    return (pixels[:: -(-len(pixels) // _SAMPLED_PIXELS)] / np.float32(255)).astype(np.float32)
-
-
-def _statistics(values: np.ndarray, *, picture: bool) -> dict[str, Any]:
-    """LeRobot's ten numbers of (n, k) values along n; those of pictures have the shape (3, 1, 1)."""
-    numbers = values.astype(np.float64)
-    found = {"min": numbers.min(0), "max": numbers.max(0), "mean": numbers.mean(0), "std": numbers.std(0)}
-    found |= {name: np.quantile(numbers, quantile, axis=0) for name, quantile in _QUANTILES.items()}
-    shaped = {name: (value.reshape(-1, 1, 1) if picture else value).tolist() for name, value in found.items()}
-    return shaped | {"count": [len(values)]}
+    return pixels[:: -(-len(pixels) // _SAMPLED_PIXELS)]

@@ -169,7 +169,7 @@ class Summary:
             place = (count - 1) * share
             rank = math.floor(place)
             below, above = (self._ranked(min(r, count - 1)) for r in (rank, rank + 1))
-            found[name] = _between(below, above, place - rank)
+            found[name] = between(below, above, place - rank)
         return found
 
     def _weighted(self) -> dict[str, np.ndarray]:
@@ -246,7 +246,7 @@ class Tail:
         return float(self.values[bisect.bisect_left(range(len(self.values) - 1), True, key=reached)])
 
 
-def _between(below: np.ndarray, above: np.ndarray, share: float) -> np.ndarray:
+def between(below: np.ndarray, above: np.ndarray, share: float | np.ndarray) -> np.ndarray:
     """Linear interpolation, with the rounding of `numpy.quantile`."""
     apart = above - below
     return np.where(share >= 0.5, above - apart * (1 - share), below + apart * share)
