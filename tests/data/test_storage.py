@@ -65,6 +65,7 @@ def bucket() -> str:
     for file in filter(Path.is_file, SAMPLES.rglob("*")):
         system.pipe_file(f"/bucket/{file.relative_to(SAMPLES)}", file.read_bytes())
     system.pipe_file("/bucket/file", BYTES)
+    system.pipe_file("/bucket/native/train-0.array_record", BYTES)
     return "memory://bucket"
 
 
@@ -155,3 +156,10 @@ def test_splits_and_copies_know_where_they_are(bucket: str, raining: Weather) ->
     assert found is not None
     assert str(found.folder) == "memory:///bucket/lerobot30, memory:///bucket/lerobot21"
     assert store.fingerprint == open_dataset(SAMPLES / "lerobot30").fingerprint
+
+
+def test_what_cannot_be_trained_on_from_afar_is_one_line(bucket: str, raining: Weather) -> None:
+    with pytest.raises(UserError, match=r"no dataset at memory:///bucket/nothing: give the folder"):
+        open_dataset(f"{bucket}/nothing")
+    with pytest.raises(UserError, match=r"memory:///bucket/native is a native store.*copy it here"):
+        open_dataset(f"{bucket}/native")

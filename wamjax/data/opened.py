@@ -99,7 +99,7 @@ def open_dataset(address: PathLike, split: str = "train") -> EpisodeStore:
         UserError: there is none, or it must be converted first.
     """
     place = Place.of(address)
-    if not place.exists() or native.recognises(place):
+    if place.is_local and (not place.exists() or native.recognises(place)):
         return open_store(address, split)
     if split != "train":
         raise UserError(f"{place} has no split '{split}' but train: convert it to have others")

@@ -63,7 +63,7 @@ def _select(
     for shift in range(64 - _DIGIT, -1, -_DIGIT):
         heads, which = np.unique(known, axis=0, return_inverse=True)  # neighbours begin alike
         found = (_counts(_ordered(values) >> np.uint64(shift), heads) for values in read())
-        counts = functools.reduce(np.add, found)[which]
+        counts = functools.reduce(np.add, found)[which.ravel()]
         digits, left = _within(counts, np.broadcast_to(left, counts.shape[:2]))
         known = (known << np.uint64(_DIGIT)) | digits.astype(np.uint64)
     return np.where(known & _SIGN, known ^ _SIGN, ~known).view(np.float64)
