@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -136,6 +137,40 @@ def test_statistics_are_exact_in_any_portions(tmp_path: Path, monkeypatch: pytes
     means = [np.array(row["mean"]) * row["count"] / picture["count"] for row in rows]
     np.testing.assert_allclose(picture["mean"], np.sum(means, axis=0), rtol=1e-12)
     assert min(row["q10"][0][0][0] for row in rows) <= picture["q10"][0][0][0] <= picture["q50"][0][0][0]
+
+
+LARGE = """
+import resource, sys
+import numpy as np
+from wamjax.data import lerobot_export
+from wamjax.data.episode import Episode
+
+class Large:
+    name = "large"
+
+    def __len__(self):
+        return int(sys.argv[1])
+
+    def __getitem__(self, number):
+        values = np.random.default_rng(number).standard_normal((1000, 40)).astype(np.float32)
+        steps = {"observation/state": values[:, :26], "action": values[:, 26:]}
+        return Episode(steps=steps, videos={}, language=("do it",), metadata={"fps": 50.0})
+
+lerobot_export.DATA_BYTES = 8 << 20
+lerobot_export.export_dataset(Large(), sys.argv[2])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
+"""
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_dataset(tmp_path: Path) -> None:
+    """Files of 8 MB; with all values in memory it was 305 and 1,349 MiB."""
+    peaks = {}
+    for episodes in (100, 1500):
+        command = [sys.executable, "-c", LARGE, str(episodes), tmp_path / str(episodes)]
+        peaks[episodes] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    print(f"peak in MiB by episodes of 1,000 steps: {peaks}")
+    assert peaks[1500] < peaks[100] + 60
 
 
 def _row(episodes: Any, feature: str, number: int) -> dict[str, Any]:

@@ -81,7 +81,8 @@ class Quarantine:
     def ask(self, step: int) -> None:
         """Asks all processes what they found in `step` steps; nobody waits, where the next is not dispatched yet."""
         if self._asked[0] != step:
-            self._asked, self._new = (step, self._new, processes.total(len(self._new))), []
+            found = [*self._asked[1], *self._new]
+            self._asked, self._new = (step, found, processes.total(len(found))), []
 
     def counts(self, step: int) -> dict[str, float]:
         """Samples replaced in `step` steps by all processes, where there were any.
