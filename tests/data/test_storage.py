@@ -83,7 +83,7 @@ def raining(bucket: str, monkeypatch: pytest.MonkeyPatch) -> Weather:
         monkeypatch.setattr(MemoryFileSystem, name, exposed)
 
     monkeypatch.setattr("wamjax.data.retry.time.sleep", weather.pauses.append)
-    for name in ("info", "find", "cat_file"):
+    for name in ("info", "find", "ls", "cat_file"):
         expose(name)
     expose("open", lambda file: Shaky(file, weather))
     return weather
@@ -120,6 +120,19 @@ def test_a_file_is_read_at_any_position(bucket: str, raining: Weather, tmp_path:
         assert not (place.parent / "nothing").exists()
         with place.local() as path:
             assert path.read_bytes() == BYTES
+
+
+@pytest.mark.parametrize(
+    "pattern", ["*", "*.npz", "*/meta/*.json*", "lerobot30/*/*/*/*.parquet", "**/*.mp4", "file/*", "none/*", "*/none"]
+)
+def test_what_is_found_does_not_depend_on_the_weather(pattern: str, bucket: str, raining: Weather) -> None:
+    """Of listings of many folders none is left out, though s3fs's own `glob` leaves out what it cannot list."""
+    raining.error = OSError(errno.EBUSY, "Service Unavailable")
+    found = [place.path.removeprefix("/bucket/") for place in Place.of(bucket).find(pattern)]
+    wanted = [str(path.relative_to(SAMPLES)) for path in SAMPLES.glob(pattern)]
+    if pattern == "*":
+        wanted += ["file", "native"]
+    assert found == sorted(wanted)
 
 
 def test_an_outage_is_not_an_empty_folder(bucket: str, raining: Weather) -> None:

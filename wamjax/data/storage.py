@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import glob
 import io
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
@@ -90,9 +91,27 @@ class Place:
 
     def find(self, pattern: str) -> list[Place]:
         """What matches a pattern of `*`, `?` and `**` inside this folder, in the order of the paths."""
+        if not self.is_local and "**" not in pattern:
+            return sorted(self._below(pattern.split("/")), key=lambda place: place.path)
         wanted = f"{glob.escape(self.path.rstrip('/'))}/{pattern}"
         found = self._asked(lambda: self._system.glob(wanted))
         return [Place(path, self._system) for path in sorted(found)]
+
+    def _below(self, parts: Sequence[str]) -> Iterator[Place]:
+        """What matches, folder by folder; s3fs's `glob` takes a folder that it cannot list for an empty one."""
+        try:
+            entries = self._asked(lambda: self._system.ls(self.path, detail=True))
+        except _ELSEWHERE:
+            return
+        for entry in entries:
+            path = entry["name"].rstrip("/")
+            inside = self / path.rsplit("/", 1)[-1]
+            if path == self.path.rstrip("/") or not fnmatch.fnmatchcase(inside.name, parts[0]):
+                continue
+            if len(parts) == 1:
+                yield inside
+            elif entry["type"] == "directory":
+                yield from inside._below(parts[1:])
 
     def open(self, ahead: bool = True) -> BinaryIO:
         """The file, for reading at any position; of a remote one more than asked for is fetched, unless not `ahead`."""
