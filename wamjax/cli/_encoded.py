@@ -71,9 +71,17 @@ def feed(
 
 
 def sample(experiment: Experiment) -> dict[str, Any]:
-    """Whatever of an experiment decides about samples and what frozen networks make of them, by its path."""
+    """Whatever of an experiment decides about samples and what frozen networks make of them, by its path.
+
+    Raises:
+        UserError: samples of several lengths.
+    """
     from wamjax.cli._experiment import system
 
+    frames = experiment.data.frames
+    experiment, *others = system(experiment).lengths(experiment)
+    if others:
+        raise UserError(f"films of several lengths (data.frames={frames}) cannot be encoded: train on the dataset")
     unencoded = system(experiment).unencoded
     everything = configuration.to_dict(experiment)
     policy = {

@@ -108,7 +108,8 @@ def _train(args: argparse.Namespace, clock: Clock) -> bool:
         processes.say(f"{out} is finished: {experiment.train.steps} steps; see {out / 'summary.json'}")
         return True
     system = _experiment.system(experiment)
-    policy = system.policy(experiment, system.shapes(experiment, store))
+    longest = _experiment.longest(experiment)
+    policy = system.policy(longest, system.shapes(longest, store))
     mesh = make_mesh(experiment.mesh)
     statistics = _once(out / "statistics.json", lambda: system.statistics(experiment, store, policy))
     frozen = system.frozen(experiment, store, policy, statistics, mesh)

@@ -33,6 +33,8 @@ from wamjax.errors import UserError
 SAMPLE, DATASET, REPLACED = "sample", "dataset", "replaced"
 """Names, in a batch that is asked for them, of what stays on the host; see `Options`."""
 ON_HOST = (SAMPLE, DATASET, REPLACED)
+FRAMES = "frames"
+"""Name, in a batch, of the frames, uint8 (b, v, t, h, w, 3)."""
 AUGMENTATION = "augmentation"
 """Name, in a batch that is asked for them, of random keys: uint32 (b, 2), for `augment.augment`."""
 
@@ -80,17 +82,27 @@ class DataConfig:
 
     Attributes:
         selection: steps at which samples begin.
+        frames: lengths of films, of which every step has one; (): the policy's. shares: of the steps that each length
+            has, in proportion; (): equal ones.
         workers: processes that read beside the training process; 0 for none. cache_mib: memory for decoded episodes
             in MiB, of all of them together. Neither changes a batch.
     """
 
     selection: Selection = EVERYTHING
+    frames: tuple[int, ...] = ()
+    shares: tuple[float, ...] = ()
     workers: int = 0
     cache_mib: int = CACHE_BYTES >> 20
 
     def __post_init__(self) -> None:
         if self.workers < 0 or self.cache_mib < 0:
             raise UserError(f"data.workers={self.workers}, data.cache_mib={self.cache_mib}: neither is below 0")
+        if len(set(self.frames)) < len(self.frames):
+            raise UserError(f"data.frames={self.frames}: give each length once")
+        if self.shares and (len(self.shares) != len(self.frames) or not all(share > 0 for share in self.shares)):
+            raise UserError(
+                f"data.shares={self.shares} for data.frames={self.frames}: give each length a positive one, or none"
+            )
 
 
 class Options(TypedDict, total=False):

@@ -74,6 +74,7 @@ def prepare(args: argparse.Namespace) -> tuple[Job, Encoder]:
     experiment = _experiment.load(args.config, args.overrides)
     if args.weights:
         experiment = dataclasses.replace(experiment, weights=args.weights)
+    sample = _encoded.sample(experiment)
     store, system = open_dataset(args.data), _experiment.system(experiment)
     policy = system.policy(experiment, system.shapes(experiment, store))
     mesh = make_mesh(MeshConfig(data=1, fsdp=-1), jax.local_devices())
@@ -90,7 +91,7 @@ def prepare(args: argparse.Namespace) -> tuple[Job, Encoder]:
     made_of = {
         "dataset": store.fingerprint,
         "frozen": precomputed.read_fingerprint(frozen, making.frozen),
-        "sample": _encoded.sample(experiment),
+        "sample": sample,
         "batch": batch,
         "dtype": args.dtype,
         "stride": args.stride,
