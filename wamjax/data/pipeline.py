@@ -132,11 +132,20 @@ class Bucket:
     Attributes:
         readers: of its datasets. weights: of every so many samples, so many are of each.
         share: of all steps, so many are of this bucket, in proportion to the others.
+
+    Raises:
+        UserError: datasets that differ in what a batch has, or one without samples.
     """
 
     readers: tuple[Reader, ...]
     weights: tuple[float, ...] = (1.0,)
     share: float = 1.0
+
+    def __post_init__(self) -> None:
+        for each in self.readers:
+            if not each.clips:
+                raise UserError(f"no step in {each.store.folder} is selected: choose another data.selection")
+        alike(self.readers)
 
     @classmethod
     def of(
@@ -146,17 +155,9 @@ class Bucket:
         cache_bytes: int = CACHE_BYTES,
         share: float = 1.0,
     ) -> "Bucket":
-        """Of a dataset or a mixture, given how a store is read with so much memory.
-
-        Raises:
-            UserError: datasets that differ in what a batch has, or one without samples.
-        """
+        """Of a dataset or a mixture, given how a store is read with so much memory."""
         stores = parts(store)
         readers = tuple(reader(one, cache_bytes // len(stores)) for one, _ in stores)
-        for each in readers:
-            if not each.clips:
-                raise UserError(f"no step in {each.store.folder} is selected: choose another data.selection")
-        alike(readers)
         return cls(readers, tuple(weight for _, weight in stores), share)
 
 
