@@ -225,10 +225,11 @@ def test_what_of_encodings_cannot_be_mixed_is_one_line(mixed, encoded, data, oth
     cases = (
         ((one, other), f"--data {one} is encoded, and {other} is not: encode all datasets of a mixture, or none"),
         ((other, f"{one}=3"), f"--data {one} is encoded, and {other} is not"),
+        ((encoded["small"], two), f"{two} was encoded with frozen.action "),
         ((encoded["small"], two), "encode both for their mixture (`wamjax data encode --mixture`)"),
         ((one, encoded["wan"]), f"{encoded['wan']} was encoded with policy.kind wan_video, {one} with small_wam"),
-        ((f"{one}=1", f"{two}=1"), "was encoded with frozen"),
-        ((one,), "was encoded with frozen"),
+        ((f"{one}=1", f"{two}=1"), f"{one} was encoded with frozen.action "),
+        ((one,), f"{one} was encoded with frozen.action "),
         ((f"{one}=0", two), "give positive numbers"),
     )
     for number, (given, message) in enumerate(cases):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ from wamjax.data.pipeline import Bucket, stream
 from wamjax.data.records import BEGUN
 from wamjax.errors import UserError
 from wamjax.sharding import processes
-from wamjax.training.precomputed import Making, Precomputed, Shapes, read_fingerprint
+from wamjax.training.precomputed import Making, Precomputed, Shapes, read_fingerprints
 
 if TYPE_CHECKING:
     from wamjax.cli._experiment import Experiment
@@ -58,10 +57,10 @@ class Caches:
                 raise UserError(
                     f"--data {encoded[0][0]} is encoded, and {folder} is not: encode all datasets of a mixture, or none"
                 )
-        found = cls(tuple((Encoded(folder), weight) for folder, weight in encoded))
-        for (first, _), (other, _) in itertools.product(found.parts[:1], found.parts[1:]):
-            _alike(first, other)
-        return found
+        first, *others = [(Encoded(folder), weight) for folder, weight in encoded]
+        for other, _ in others:
+            _alike(first[0], other)
+        return cls((first, *others))
 
     def store(self) -> Dataset:
         """The datasets that were encoded, mixed by the same weights."""
@@ -88,13 +87,13 @@ def feed(
         raise UserError("frames that are encoded cannot be augmented: set train.augment=None, or train on the dataset")
     now = sample(experiment)
     making = Making.of(policy, frozen, shapes(caches.parts[0][0].made_of["batch"]))
-    read = read_fingerprint(frozen, making.frozen)
+    read = configuration.flat({"frozen": read_fingerprints(frozen, making.frozen)})
     leaves = {name: f"{leaf.dtype} {leaf.shape}" for name, leaf in making.leaves.items()}
     for (cache, _), (one, _) in zip(caches.parts, parts(store), strict=True):
         made_of = cache.made_of
         _compare(cache, {"dataset": made_of["dataset"]}, {"dataset": one.fingerprint})
         _compare(cache, made_of["sample"], now)
-        _compare(cache, {"frozen": made_of["frozen"]}, {"frozen": read})
+        _compare(cache, configuration.flat({"frozen": made_of["frozen"]}), read)
         _compare(cache, {name: f"{leaf.dtype} {leaf.shape}" for name, leaf in cache.leaves.items()}, leaves)
     if making.draws:
         processes.say(LEFT_OUT)
@@ -151,7 +150,9 @@ def _alike(first: Encoded, other: Encoded) -> None:
     for name in sorted(then | now, key=lambda name: not (name in then and name in now)):  # what both have comes first
         if then.get(name) != now.get(name):
             was, here = (f"{each.get(name)!s:.80}" for each in (then, now))
-            how = "both for their mixture (`wamjax data encode --mixture`)" if name == "frozen" else "both alike"
+            how = (
+                "both for their mixture (`wamjax data encode --mixture`)" if name.startswith("frozen") else "both alike"
+            )
             raise UserError(f"{other.folder} was encoded with {name} {here}, {first.folder} with {was}: encode {how}")
 
 

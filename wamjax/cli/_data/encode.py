@@ -104,7 +104,7 @@ def prepare(args: argparse.Namespace) -> tuple[Job, Encoder]:
     rows = args.batch * len(jax.local_devices())
     made_of = {
         "dataset": store.fingerprint,
-        "frozen": precomputed.read_fingerprint(frozen, making.frozen),
+        "frozen": precomputed.read_fingerprints(frozen, making.frozen),
         "sample": sample,
         "batch": batch,
         "dtype": args.dtype,
