@@ -9,12 +9,13 @@ import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from wamjax.data.chunks import ChunkConfig, anchors, chunk_batches, start_steps
+from wamjax.data.chunks import ChunkConfig, ChunkReader, anchors, around, chunk_batches, start_steps
 from wamjax.data.embodiments import Embodiment, Field, load
 from wamjax.data.episode import Episode
 from wamjax.data.pipeline import Batch, ClipConfig, batches
@@ -264,7 +265,45 @@ def test_a_dataset_that_does_not_fit(store: EpisodeStore, caplog: pytest.LogCapt
         assert "\n" not in str(error.value)
     with caplog.at_level(logging.WARNING):
         take(store, 1, replace(SMALL, fps=15))
-    assert "20 steps per second, small has 15" in caplog.text
+    assert "20 steps per second, and is read at the 15 of small: its actions must be targets" in caplog.text
+
+
+@pytest.mark.parametrize("fps", [10, 15, 40])
+def test_a_dataset_of_another_rate_is_read_at_the_robot_s(
+    store: EpisodeStore, episodes: list[Episode], fps: int
+) -> None:
+    """Chunks, frames and actions are of the recorded steps that are nearest in time."""
+    reader, counts = ChunkReader(store, replace(SMALL, fps=fps), CONFIG, tokenize, 0), set()
+    assert reader.clips
+    for number in range(reader.clips):
+        index, step = reader.starts.locate(number)
+        sample = reader.read(number, (0,))
+        counts.add(count := int(sample["chunks"]))
+        first = 4 * round(float(sample["state"][0, 1] - step) * fps / 20 / 4)  # in steps of the robot from that drawn
+        nearest = lambda steps: step + np.rint(steps * 20 / fps).astype(int)  # noqa: B023, E731
+        np.testing.assert_array_equal(sample["state"][:count, 1], nearest(first + 4 * np.arange(count)))
+        shown = nearest(first + 2 * np.arange(2 * count + 1))
+        for view, camera in enumerate(SMALL.cameras):
+            pictures = decode(episodes[index].videos[camera])
+            np.testing.assert_array_equal(sample["frames"][view, : 2 * count + 1], pictures[shown])
+        actions = episodes[index].steps["action"][nearest(first + np.arange(4 * count))]
+        np.testing.assert_array_equal(sample["actions"][: 4 * count], actions)
+    assert counts == {1} if fps == 10 else counts >= {1, 2}
+
+
+@pytest.mark.parametrize("rate", [Fraction(2), Fraction(4, 3), Fraction(1, 2), Fraction(29.97) / 15])
+def test_steps_of_another_rate_are_drawn_where_chunks_are(rate: Fraction) -> None:
+    for config in (ChunkConfig(), ChunkConfig(1), ChunkConfig(3, 1, 1)):
+        for length in range(1, int(4 * config.actions * rate), 5):
+            count = start_steps(length, config, rate)
+            places = [around(length, step, rate) for step in range(length)]
+            whole = [len(anchors(len(steps), at, config)) > 0 for steps, at in places]
+            assert all(whole[:count])
+            assert count == sum(at + config.actions < len(steps) for steps, at in places) or whole[count - 1]
+            for step, (steps, at) in enumerate(places):
+                assert steps[at] == step
+                assert 0 <= steps[0] < max(1, rate)
+                assert 0 <= length - 1 - steps[-1] < max(1, rate)
 
 
 @pytest.mark.parametrize("wrong", [{"images": "noise"}, {"max_chunks": 0}, {"frames": 0}, {"stride": -3}])

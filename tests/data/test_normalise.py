@@ -165,6 +165,18 @@ def test_relative_statistics_are_kept_for_the_very_same_data_and_robot(
     assert relative_statistics(store, WALKER) == found  # damaged: computed again
 
 
+@pytest.mark.parametrize("fps", [10, 30])
+def test_relative_statistics_are_at_the_robot_s_rate(store: EpisodeStore, fps: int) -> None:
+    values = []
+    for steps in (walker(i, length).steps for i, length in enumerate(LENGTHS)):
+        after = [round(k * 15 / fps) for k in range(WALKER.actions_per_chunk)]
+        for i in range(len(steps["action_dict/arm"]) - after[-1]):
+            values += [steps["action_dict/arm"][i + k].astype(float) - steps["observation/arm"][i] for k in after]
+    found = relative_statistics(store, replace(WALKER, fps=fps))["arm"]
+    np.testing.assert_array_equal(found["q99"], np.quantile(values, 0.99, axis=0))
+    np.testing.assert_array_equal(found["min"], np.min(values, axis=0))
+
+
 def test_statistics_of_many_episodes_are_of_the_original_sample(
     store: EpisodeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

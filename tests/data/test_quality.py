@@ -83,6 +83,15 @@ def test_a_sound_recording_has_no_flag_and_a_repeated_one_has():
     assert flags(recording(0), recording(1), recording(0)) == [[], [], [again]]
 
 
+def test_a_sudden_motion_is_no_jump():
+    """A gripper that trembles, and closes in two steps; it has a jump where it does so in one, or once goes astray."""
+    trembling = 0.1 + 1e-4 * np.random.default_rng(0).random(T)[:, None]
+    closing, shut, astray = trembling.copy(), trembling.copy(), trembling.copy()
+    closing[30], closing[31:], shut[30:], astray[30] = 0.5, 0.9, 0.9, 0.9
+    found = flags(*(recording(steps={"observation/gripper_position": each}) for each in (closing, shut, astray)))
+    assert [[flag.kind for flag in each] for each in found] == [[], ["jump"], ["jump"]]
+
+
 @pytest.mark.parametrize("crf", [18, 30])
 def test_the_codec_does_not_thaw_a_frozen_camera(crf, make_scene):
     """Compressed, few of the pictures are the same bit by bit, and every key frame looks a little different."""

@@ -1,7 +1,8 @@
 """Training samples of DreamZero: up to four chunks of one task, each 24 actions beside 8 frames.
 
-A step s of an episode gives a chunk at s, and others before and after it as far as the task and the episode go. The
-order of samples, the redraw of damaged ones and the cache are those of `pipeline.py`.
+A step s of an episode gives a chunk at s, and others before and after it as far as the task and the episode go, all at
+the robot's rate: of a dataset that has another the nearest recorded steps are taken. The order of samples, the redraw
+of damaged ones and the cache are those of `pipeline.py`.
 
 Source: DreamZero (arXiv 2602.15922), `groot/vla/data/dataset/lerobot_sharded.py`.
 """
@@ -9,11 +10,14 @@ Source: DreamZero (arXiv 2602.15922), `groot/vla/data/dataset/lerobot_sharded.py
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, Unpack
 
 import numpy as np
+from jaxtyping import Int64
 
 from wamjax.data.embodiments import Embodiment, Field
 from wamjax.data.episode import BadEpisode
@@ -82,13 +86,27 @@ def anchors(length: int, step: int, config: ChunkConfig, annotation: np.ndarray 
     return np.array([anchor for anchor in sorted(chosen) if anchor + size < length], np.int64)
 
 
-def start_steps(length: int, config: ChunkConfig) -> int:
-    """How many steps of an episode are drawn: 0 .. length - K, the last one only if it gives a chunk.
+def start_steps(length: int, config: ChunkConfig, rate: Fraction = Fraction(1)) -> int:
+    """How many steps of an episode are drawn: from the first on, those behind which lie K steps of the robot's rate.
 
-    In an episode whose task changes there, that last step may give none all the same.
+    Behind the last of them lie only K - 1, which are drawn if the first of these gives a chunk. In an episode whose
+    task changes there, they may give none all the same.
+
+    Args:
+        rate: recorded steps per step of the robot's rate.
     """
-    last = length - config.actions
-    return max(0, last) + (last >= 0 and len(anchors(length, last, config)) > 0)
+    whole = max(0, math.floor(length - 1 - config.actions * rate) + 1)
+    every = math.floor(length - 1 - (config.actions - 1) * rate) + 1
+    if every > whole:
+        steps, at = around(length, whole, rate)
+        return every if len(anchors(len(steps), at, config)) else whole
+    return whole
+
+
+def around(length: int, step: int, rate: Fraction) -> tuple[Int64[np.ndarray, " n"], int]:
+    """An episode at the robot's rate, one of whose steps is `step`: the recorded steps, and the place of that one."""
+    before, after = math.floor(step / rate), math.floor((length - 1 - step) / rate)
+    return step + np.rint(np.arange(-before, after + 1) * float(rate)).astype(np.int64), before
 
 
 def chunk_batches(
@@ -144,11 +162,13 @@ class ChunkReader(EpisodeReader):
         if action and not state and any(field.relative for field in embodiment.action):
             raise UserError(f"{store.folder} has actions but no state, which they are relative to: collect it again")
         self.config, self.embodiment = config, embodiment
+        self.rate = Fraction(store.fps) / Fraction(embodiment.fps)
         options: Any = {"selection": selection, "images": config.images, "cache_bytes": cache_bytes}
         super().__init__(store, embodiment.cameras, state, action, **options)
-        if store.fps != embodiment.fps:
+        if self.rate != 1:
             _log.warning(
-                "%s has %g steps per second, %s has %g", store.folder, store.fps, embodiment.name, embodiment.fps
+                "%s has %g steps per second, and is read at the %g of %s: its actions must be targets, not differences",
+                *(store.folder, store.fps, embodiment.fps, embodiment.name),
             )
         self.tokenize = Remembered(tokenize)
         if not self.counts(store.lengths).any():
@@ -157,12 +177,15 @@ class ChunkReader(EpisodeReader):
     def counts(self, lengths: np.ndarray) -> np.ndarray:
         """Number of steps that are drawn; see `start_steps`."""
         different, places = np.unique(lengths, return_inverse=True)
-        return np.array([start_steps(length, self.config) for length in different.tolist()], np.int64)[places]
+        found = [start_steps(length, self.config, self.rate) for length in different.tolist()]
+        return np.array(found, np.int64)[places]
 
     def cut(self, source: Source, step: int, key: tuple[int, ...]) -> Batch:
         """The chunks that a step gives."""
         config = self.config
-        found = anchors(len(source.state), step, config, source.annotation)
+        steps, at = around(len(source.state), step, self.rate)
+        annotation = None if source.annotation is None else source.annotation[steps]
+        found = anchors(len(steps), at, config, annotation)
         if not (count := len(found)):
             raise BadEpisode(f"step {step} gives no whole chunk of its task")
         filled = found[np.minimum(np.arange(config.max_chunks), count - 1)]
@@ -170,10 +193,10 @@ class ChunkReader(EpisodeReader):
         taken = (filled[:, None] + np.arange(config.actions)).ravel()
         there = np.repeat(np.arange(config.max_chunks) < count, config.actions)
         return {
-            "frames": self.pictures(source, found[0] + config.stride * shown),
+            "frames": self.pictures(source, steps[found[0] + config.stride * shown]),
             "chunks": np.array(count, np.int32),
-            "state": self._filled(source.state[filled], self.embodiment.state_size),
-            "actions": self._filled(source.actions[taken], self.embodiment.action_size),
+            "state": self._filled(source.state[steps[filled]], self.embodiment.state_size),
+            "actions": self._filled(source.actions[steps[taken]], self.embodiment.action_size),
             "action_mask": there & bool(self.action),
             "language": self.tokenize(source.instruction(step, key)),
         }

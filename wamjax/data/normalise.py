@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int64
 
 from wamjax.data import statistics
 from wamjax.data.embodiments import Embodiment, Field
@@ -172,13 +172,14 @@ def relative_statistics(store: Dataset, embodiment: Embodiment) -> dict[str, dic
     stores, weights = zip(*parts(store), strict=True)
     chosen = [_chosen(len(part)) for part in stores]
     states = {field.key: field.name for field in embodiment.state}
-    horizon = embodiment.actions_per_chunk
-    counts = [_starts(part, wanted, horizon) * horizon for part, wanted in zip(stores, chosen, strict=True)]
+    offsets = [_offsets(part, embodiment) for part in stores]
+    counts = [_starts(*one) * embodiment.actions_per_chunk for one in zip(stores, chosen, offsets, strict=True)]
     found = {field.key: statistics.Summary.mixed(counts, shares(weights), field.size) for field in fields}
     for number, (part, wanted) in enumerate(zip(stores, chosen, strict=True)):
         for steps in itertools.compress(part.all_steps(), wanted):
             for field in fields:
-                found[field.key].add(_differences(steps[field.name], steps[states[field.key]], horizon), number)
+                values = _differences(steps[field.name], steps[states[field.key]], offsets[number])
+                found[field.key].add(values, number)
     return {key: summary.result() for key, summary in found.items()}
 
 
@@ -207,7 +208,7 @@ def _origin(store: Dataset, embodiment: Embodiment) -> dict[str, Any]:
     """All that statistics of relative actions depend on."""
     states = {field.key: field.name for field in embodiment.state}
     fields = [[field.name, states[field.key], field.size] for field in embodiment.action if field.relative]
-    shared = {"horizon": embodiment.actions_per_chunk, "episodes": EPISODES, "seed": SEED}
+    shared = {"horizon": embodiment.actions_per_chunk, "fps": embodiment.fps, "episodes": EPISODES, "seed": SEED}
     return {"fingerprint": store.fingerprint, "split": store.split, "fields": fields, **shared}
 
 
@@ -218,11 +219,17 @@ def _chosen(episodes: int) -> Bool[np.ndarray, " n"]:
     return np.isin(every, some)
 
 
-def _starts(store: EpisodeStore, wanted: Bool[np.ndarray, " n"], horizon: int) -> int:
+def _offsets(store: EpisodeStore, embodiment: Embodiment) -> Int64[np.ndarray, " k"]:
+    """The steps of a chunk after its first, of the dataset's rate, nearest to those of the robot's."""
+    return np.rint(np.arange(embodiment.actions_per_chunk) * (store.fps / embodiment.fps)).astype(np.int64)
+
+
+def _starts(store: EpisodeStore, wanted: Bool[np.ndarray, " n"], offsets: Int64[np.ndarray, " k"]) -> int:
     """At how many steps of the wanted episodes a whole chunk starts."""
-    count = int(np.maximum(store.lengths[wanted] - horizon + 1, 0).sum())
+    count = int(np.maximum(store.lengths[wanted] - offsets[-1], 0).sum())
     if not count:
-        raise UserError(f"no episode in {store.folder} has {horizon} steps, the length of a chunk: collect longer ones")
+        steps = offsets[-1] + 1
+        raise UserError(f"no episode in {store.folder} has {steps} steps, the length of a chunk: collect longer ones")
     return count
 
 
@@ -232,14 +239,14 @@ def _check_fields(store: Dataset, fields: Sequence[Field]) -> None:
             raise UserError(f"no step field '{field.name}' in {store.folder}: choose another embodiment")
 
 
-def _differences(action: np.ndarray, state: np.ndarray, horizon: int) -> Float[np.ndarray, "n a"]:
-    """action[i + k] - state[i] for all starts i and all k < horizon."""
+def _differences(action: np.ndarray, state: np.ndarray, offsets: Int64[np.ndarray, " k"]) -> Float[np.ndarray, "n a"]:
+    """action[i + k] - state[i] for all starts i and the steps k of a chunk."""
     action, state = (values.reshape(len(values), -1).astype(np.float64) for values in (action, state))
-    starts = len(action) - horizon + 1
+    starts = len(action) - offsets[-1]
     if starts < 1:
         return np.empty((0, action.shape[1]))
-    windows = np.lib.stride_tricks.sliding_window_view(action, horizon, axis=0)  # (starts, a, horizon)
-    return np.moveaxis(windows - state[:starts, :, None], 1, 2).reshape(-1, action.shape[1])
+    chunks = action[np.arange(starts)[:, None] + offsets]  # (starts, k, a)
+    return (chunks - state[:starts, None]).reshape(-1, action.shape[1])
 
 
 def _bounds(part: str, fields: Sequence[Field], statistics: Mapping[str, Any]) -> Bounds:

@@ -24,6 +24,7 @@ from wamjax.data.video import decode
 STATE, GRIPPER = "observation/", "gripper_position"
 VELOCITY = "action_dict/joint_velocity"
 REPEATED, TOUCHED_UP = 0.4, 3.0  # share of a frozen camera's pictures that are the same; levels by which others differ
+MOTION = 0.1  # of a change, that the step before or after it goes the same way where it is no jump
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +35,8 @@ class Thresholds:
         cameras: that every episode must have.
         black: mean level of a picture, of 255, below which it is black. black_share: of pictures that may be.
         frozen_seconds: for how long a camera may show the very same picture while the robot moves.
-        jump: a step's change, in units of the 95 % quantile of the episode's changes, beyond which it is a jump.
+        jump: a step's change, in units of the 95 % quantile of the episode's changes, beyond which it is a jump, unless
+            the step before or after goes the same way by a tenth of it.
         still: a change of a state below which it does not move.
         idle_share: of steps at which nothing moves.
         shortest, longest: seconds.
@@ -154,12 +156,20 @@ def numbers(episode: Episode, thresholds: Thresholds) -> Iterator[Flag]:
         if not len(change):
             continue
         usual, largest = np.quantile(change, 0.95, axis=0), change.max(0)
-        for index in np.flatnonzero((usual > 0) & (largest > thresholds.jump * usual)).tolist():
-            step = int(change[:, index].argmax())
-            yield Flag("jump", name, f"number {index} changes by {largest[index]:.3g} after step {step}")
+        jumps = (usual > 0) & (change > thresholds.jump * usual) & (_carried_on(values) < MOTION * change)
+        for index in np.flatnonzero(jumps.any(0)).tolist():
+            step = int((change * jumps)[:, index].argmax())
+            yield Flag("jump", name, f"number {index} changes by {change[step, index]:.3g} after step {step}")
         stuck = np.flatnonzero(largest == 0).tolist()
         if name.startswith(STATE) and 0 < len(stuck) < values.shape[1]:
             yield Flag("stuck", name, f"numbers {', '.join(map(str, stuck))} never change")
+
+
+def _carried_on(values: Float[np.ndarray, "t n"]) -> Float[np.ndarray, "t-1 n"]:
+    """How far the step before or after each goes the same way: far in a motion, however sudden, but not in a jump."""
+    changes = np.diff(values, axis=0)
+    around = np.pad(changes, ((1, 1), (0, 0)))
+    return np.maximum(around[:-2] * np.sign(changes), around[2:] * np.sign(changes))
 
 
 def gripper(episode: Episode, thresholds: Thresholds) -> Iterator[Flag]:

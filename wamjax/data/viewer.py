@@ -1,4 +1,4 @@
-"""Episodes for the Rerun viewer: pictures, curves and instructions on one line of time. Needs the extra `rerun`."""
+"""Episodes for the Rerun viewer, a tab each: pictures, curves and instructions over time. Needs the extra `rerun`."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ def show(source: Source, path: str | Path | None = None, *, episodes: int = EPIS
     """
     try:
         import rerun
+        from rerun import blueprint
     except ImportError as error:
         raise UserError("the Rerun viewer is not installed: pip install 'wamjax[rerun]'") from error
     stream = rerun.RecordingStream(f"wamjax: {source.name}")
@@ -38,16 +39,20 @@ def show(source: Source, path: str | Path | None = None, *, episodes: int = EPIS
     else:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         stream.save(str(path))
-    shown = 0
+    shown, tabs = 0, []
     for number in np.unique(np.linspace(0, len(source) - 1, min(episodes, len(source))).round().astype(int)).tolist():
+        where = f"episode_{number}"
         try:
             episode = source[number]
             pictures = {camera: decode(video) for camera, video in episode.videos.items()}
         except BadEpisode as error:
-            stream.log(f"episode_{number}", rerun.TextLog(str(error), level="ERROR"), static=True)
+            stream.log(f"{where}/damage", rerun.TextDocument(str(error)), static=True)
+            tabs.append(blueprint.TextDocumentView(origin=f"{where}/damage", name=f"episode {number}"))
             continue
-        _send(stream, f"episode_{number}", episode, pictures)
+        _send(stream, where, episode, pictures)
+        tabs.append(_tab(where, episode))
         shown += 1
+    stream.send_blueprint(blueprint.Blueprint(blueprint.Tabs(*tabs), collapse_panels=True))
     stream.flush()
     return shown
 
@@ -69,6 +74,17 @@ def _send(stream: Any, where: str, episode: Episode, pictures: dict[str, np.ndar
             blob=[_jpeg(frame) for frame in frames], media_type=["image/jpeg"] * len(steps)
         )
         stream.send_columns(f"{where}/cameras/{camera}", indexes=times, columns=found)
+
+
+def _tab(where: str, episode: Episode) -> Any:
+    """One episode on a screen: the instruction beside the cameras, and a plot per field below."""
+    from rerun import blueprint
+
+    cameras = [blueprint.Spatial2DView(origin=f"{where}/cameras/{name}", name=name) for name in episode.videos]
+    fields = [blueprint.TimeSeriesView(origin=f"{where}/{name}", name=name) for name in episode.steps]
+    language = blueprint.TextDocumentView(origin=f"{where}/language", name="language")
+    above = blueprint.Horizontal(language, *cameras, column_shares=[1] + [2] * len(cameras))
+    return blueprint.Vertical(above, blueprint.Grid(*fields), name=where.replace("_", " "))
 
 
 def _jpeg(frame: np.ndarray) -> bytes:
