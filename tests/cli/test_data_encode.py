@@ -125,7 +125,8 @@ class Fed:
         self.caches = _encoded.Caches.of(addresses)
         self.store = self.caches.store() if self.caches else open_stores(addresses)
         system = _experiment.system(self.experiment)
-        self.policy = system.policy(self.experiment, system.shapes(self.experiment, self.store))
+        longest = _experiment.longest(self.experiment)
+        self.policy = system.policy(longest, system.shapes(longest, self.store))
         statistics = system.statistics(self.experiment, self.store, self.policy)
         mesh = make_mesh(self.experiment.mesh)
         self.frozen = system.frozen(self.experiment, self.store, self.policy, statistics, mesh)
@@ -320,6 +321,8 @@ def test_another_configuration_is_one_line(overrides, message, configs, encoded,
 def test_another_training_of_the_same_samples_is_welcome(configs, encoded):
     changes = ("policy.network.layers=2", "policy.shift=3.0", "policy.recipe.steps=9", "train.seed=5")
     assert Fed(configs["wan"], encoded["wan"], overrides=changes).caches is not None
+    said_otherwise = ("policy.recipe.frames=9", "data.frames=(5,)")
+    assert Fed(configs["wan"], encoded["wan"], overrides=said_otherwise).batches(1)[0]["video"].shape[1] == 2
 
 
 def test_other_data_and_other_frozen_parameters_are_one_line(configs, encoded, data, tmp_path):

@@ -129,9 +129,9 @@ def shapes(said: dict[str, Any]) -> Shapes:
 
 
 def _loader(caches: Caches, policy: Policy, experiment: Experiment, store: Dataset) -> Batches:
-    from wamjax.cli._experiment import system
+    from wamjax.cli._experiment import longest, system
 
-    read = functools.partial(system(experiment).reader, experiment, policy=policy)
+    read = functools.partial(system(experiment).reader, longest(experiment), policy=policy)
     given = list(zip(caches.of_split(store.split), parts(store), strict=True))
     readers = (EncodedReader(cache, store.split, read(one)) for (cache, _), (one, _) in given)
     bucket = Bucket(tuple(readers), tuple(weight for _, (_, weight) in given))

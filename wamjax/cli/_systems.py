@@ -16,7 +16,7 @@ from wamjax.data.chunks import ChunkConfig, ChunkReader, chunk_batches
 from wamjax.data.films import FilmConfig, FilmReader, film_batches, first_film
 from wamjax.data.mixture import Dataset
 from wamjax.data.normalise import Statistics, dataset_statistics
-from wamjax.data.pipeline import ClipReader, batches, episode_clips
+from wamjax.data.pipeline import Bucket, ClipReader, batches, episode_clips
 from wamjax.data.samples import EpisodeReader
 from wamjax.data.selection import Selection
 from wamjax.data.store import EpisodeStore
@@ -100,7 +100,7 @@ class System(Protocol):
         """Its training batches, as the loop asks for them."""
 
     def reader(self, experiment: Experiment, store: EpisodeStore, policy: Any) -> EpisodeReader:
-        """The samples that the batches are made of, by their numbers; they have one length."""
+        """The samples that the batches are made of, by their numbers, where they have one length."""
 
     def statistics(self, experiment: Experiment, store: Dataset, policy: Any) -> Statistics:
         """Of its state and action, by field: what they are normalised with, and what checkpoints carry."""
@@ -333,12 +333,9 @@ class WanVideoSystem:
 
     def shapes(self, experiment: Experiment, store: Dataset) -> SampleShapes:
         """See `System`."""
-        camera = self._config(experiment).camera
-        if camera not in store.cameras:
-            raise UserError(
-                f"no camera '{camera}' in {store.folder}: choose among {', '.join(store.cameras) or 'none'}"
-            )
-        return WanVideo(self._config(experiment), *store.cameras[camera]).shapes
+        config, film, room = self._config(experiment), self._film(experiment), _room(experiment)
+        Bucket.of(store, lambda one, _: FilmReader(one, film, lambda text: np.zeros(1), *room))  # which checks it
+        return WanVideo(config, *store.cameras[config.camera]).shapes
 
     def policy(self, experiment: Experiment, shapes: SampleShapes) -> WanVideo:
         """See `System`."""
@@ -352,8 +349,7 @@ class WanVideoSystem:
 
     def reader(self, experiment: Experiment, store: EpisodeStore, policy: WanVideo) -> EpisodeReader:
         """See `System`."""
-        one, *_ = self.lengths(experiment)  # of several, none are read by their numbers
-        return FilmReader(store, self._film(one), policy.tokenize, *_room(experiment))
+        return FilmReader(store, self._film(experiment), policy.tokenize, *_room(experiment))
 
     def statistics(self, experiment: Experiment, store: Dataset, policy: WanVideo) -> Statistics:
         """See `System`: there is neither state nor action."""

@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> None:
 
     experiment, topology = _experiment.load(args.config, args.overrides), Topology.parse(args.topology, args.slices)
     if len(frames := experiment.data.frames) > 1:
-        print(f"films of {', '.join(map(str, frames))} frames: every step is planned as one of the longest")
+        lengths = ", ".join(map(str, frames))
+        print(f"films of {lengths} frames: steps are planned as those of the longest; encoding in them comes on top")
     build, keys = _Build(args), _keys(experiment)
     subject = build()
     variant = Variant(topology, _mesh(args, topology, subject))

@@ -85,7 +85,7 @@ def prepare(args: argparse.Namespace) -> tuple[Job, Encoder]:
     experiment = _experiment.load(args.config, args.overrides)
     if args.weights:
         experiment = dataclasses.replace(experiment, weights=args.weights)
-    sample = _encoded.sample(experiment)
+    sample, experiment = _encoded.sample(experiment), _experiment.longest(experiment)
     store, system = open_dataset(args.data), _experiment.system(experiment)
     whole = open_stores(args.mixture) if args.mixture else store
     if store.fingerprint not in {one.fingerprint for one, _ in parts(whole)}:
