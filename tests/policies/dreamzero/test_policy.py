@@ -342,16 +342,16 @@ def test_committed_actions_come_out_as_they_are():
 def test_options_of_sampling_do_what_they_say():
     policy, (_, params, frozen) = sampling(), built("small")
     data, draws = batch(policy), policy.draw_act(jax.random.key(3), 2)
+    begin, blind = (begun(sampling(video=video), "small", data, blocks=1) for video in ("denoise", "noise"))
 
-    def actions(**changes):
-        other = sampling(**changes)
-        return jax.jit(other.act)(params, frozen, begun(other, "small", data, blocks=1), observation(data), draws)
+    def actions(begin=begin, **changes):
+        return jax.jit(sampling(**changes).act)(params, frozen, begin, observation(data), draws)
 
     base, state = actions()
     np.testing.assert_array_equal(base, actions()[0])
     for changes in ({"state_sees": "itself"}, {"steps": 1}, {"final_noise": 0.8}):
         assert np.abs(base - actions(**changes)[0]).max() > 1e-5, changes
-    alone, untouched = actions(video="noise")
+    alone, untouched = actions(blind, video="noise")
     assert np.isfinite(alone).all()
     assert np.abs(untouched.imagined).max() == 0
     every, chosen = actions(steps=16), actions(steps=16, reuse="static", computed=8)
