@@ -20,6 +20,7 @@ lost machine, or no step for train.watch.hang_seconds.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -174,7 +175,7 @@ def _finished(out: Path, resolved: dict, data: dict) -> bool:
     from wamjax.data.files import write_json
     from wamjax.sharding import processes
 
-    begun = json.loads((out / "config.json").read_text()) if (out / "config.json").exists() else None
+    begun = _today(json.loads((out / "config.json").read_text())) if (out / "config.json").exists() else None
     finished = begun is not None and (out / "summary.json").exists()
     content = [data["fingerprint"], data["selection"]]
     processes.agree(the_configuration=resolved, the_dataset=content, the_run_folder=(begun, finished))
@@ -187,6 +188,17 @@ def _finished(out: Path, resolved: dict, data: dict) -> bool:
         write_json(out / "config.json", resolved)
     processes.see(out / "config.json")
     return finished
+
+
+def _today(begun: dict) -> dict:
+    """A configuration with the defaults of what it lacks, as that of an earlier version may."""
+    from wamjax import config as configuration
+    from wamjax.cli._experiment import Experiment
+    from wamjax.errors import UserError
+
+    with contextlib.suppress(UserError):  # compared as it is
+        return configuration.to_dict(configuration.build(Experiment, begun))
+    return begun
 
 
 def _same(old: dict, new: dict, out: Path) -> None:
