@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import shutil
 import socket
 import subprocess
 import sys
@@ -17,14 +18,16 @@ from wamjax.cli import _encoded, _experiment
 from wamjax.cli.main import main
 from wamjax.data.episode import Episode
 from wamjax.data.latents import Encoded
-from wamjax.data.mixture import open_stores
+from wamjax.data.mixture import of_split, open_stores
 from wamjax.data.records import describe
 from wamjax.data.store import EpisodeStore, finish, write_shard
 from wamjax.data.video import encode
 from wamjax.policies.contract import Batch
 from wamjax.sharding.mesh import make_mesh
+from wamjax.training.checkpoint import Checkpoints
 from wamjax.training.lineage import on_device
 from wamjax.training.precomputed import Making
+from wamjax.training.samples import lineage
 from wamjax.training.step import encode_and_draw, mean_losses
 
 TRAIN = """
@@ -116,16 +119,18 @@ def encoded(data, configs, tmp_path_factory) -> dict[str, Path]:
 class Fed:
     """A training up to where its loop would begin."""
 
-    def __init__(self, config: str, folder: Path, overrides: tuple[str, ...] = ()):
+    def __init__(self, config: str, *folders: Path | str, overrides: tuple[str, ...] = ()):
+        addresses = [str(folder) for folder in folders]
         self.experiment = _experiment.load(config, overrides)
-        self.cache = _encoded.cache([str(folder)])
-        self.store = open_stores([str(self.cache.dataset if self.cache else folder)])
+        self.caches = _encoded.Caches.of(addresses)
+        self.store = self.caches.store() if self.caches else open_stores(addresses)
         system = _experiment.system(self.experiment)
-        self.policy = system.policy(self.experiment, system.shapes(self.experiment, self.store))
+        longest = _experiment.longest(self.experiment)
+        self.policy = system.policy(longest, system.shapes(longest, self.store))
         statistics = system.statistics(self.experiment, self.store, self.policy)
         mesh = make_mesh(self.experiment.mesh)
         self.frozen = system.frozen(self.experiment, self.store, self.policy, statistics, mesh)
-        options = (self.cache, self.experiment, self.store, self.policy, self.frozen)
+        options = (self.caches, self.experiment, self.store, self.policy, self.frozen)
         self.learner, self.loader = _encoded.feed(*options)
 
     def batches(self, count: int, rows=range(4), first: int = 0) -> list[Batch]:
@@ -172,6 +177,86 @@ def test_it_is_the_same_for_any_rows_and_any_beginning(fed):
             np.testing.assert_array_equal(one[name][1:3], other[name], strict=True)
 
 
+@pytest.fixture(scope="module")
+def other(tmp_path_factory) -> Path:
+    """Another dataset, with instructions and numbers of its own."""
+    folder = tmp_path_factory.mktemp("encode") / "other"
+    write_shard(folder, "train", "a", [episode(seed, 15, ("stop", "go")) for seed in (20, 21)])
+    write_shard(folder, "validation", "a", [episode(120)])
+    finish(folder, name="others")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mixed(data, other, configs, tmp_path_factory) -> dict[Path, Path]:
+    """SmallWAM's encodings of both datasets, whose statistics and codec are those of the mixture."""
+    folder = tmp_path_factory.mktemp("mixed")
+    verb = ["data", "encode", "--config", configs["small"], "--dtype", "float32", "--batch", "4"]
+    verb += ["--mixture", f"{data}=3", "--mixture", f"{other}=1"]
+    for one in (data, other):
+        assert main([*verb, "--data", str(one), "--out", str(folder / one.name)]) == 0
+    return {one: folder / one.name for one in (data, other)}
+
+
+def test_a_mixture_of_encodings_is_one_of_datasets(mixed, data, other, configs):
+    frames = Fed(configs["small"], f"{data}=3", f"{other}=1")
+    latents = Fed(configs["small"], f"{mixed[data]}=0.75", f"{mixed[other]}=0.25")
+    many = [each.batches(9) for each in (frames, latents)]
+    for one, two in zip(*many, strict=True):
+        for name in ("sample", "dataset"):
+            np.testing.assert_array_equal(one[name], two[name])
+        assert sorted(one["dataset"]) == [0, 0, 0, 1]
+    here, there = (each.losses(batches[:3]) for each, batches in zip((frames, latents), many, strict=True))
+    np.testing.assert_allclose(there, here, rtol=1e-6)
+    later = latents.batches(2, rows=(1, 2), first=4)
+    for one, two in zip(many[1][4:6], later, strict=True):
+        for name in one:
+            np.testing.assert_array_equal(one[name][1:3], two[name], strict=True)
+    validation = (of_split(each.store, "validation") for each in (frames, latents))
+    one, two = (
+        next(each.loader(each.experiment, store)(0, range(4)))
+        for each, store in zip((frames, latents), validation, strict=True)
+    )
+    np.testing.assert_array_equal(one["sample"], two["sample"])
+
+
+def test_what_of_encodings_cannot_be_mixed_is_one_line(mixed, encoded, data, other, configs, tmp_path, capsys):
+    command = ["train", "--config", configs["small"]]
+    one, two = str(mixed[data]), str(mixed[other])
+    cases = (
+        ((one, other), f"--data {one} is encoded, and {other} is not: encode all datasets of a mixture, or none"),
+        ((other, f"{one}=3"), f"--data {one} is encoded, and {other} is not"),
+        ((encoded["small"], two), f"{two} was encoded with frozen.action "),
+        ((encoded["small"], two), "encode both for their mixture (`wamjax data encode --mixture`)"),
+        ((one, encoded["wan"]), f"{encoded['wan']} was encoded with policy.kind wan_video, {one} with small_wam"),
+        ((f"{one}=1", f"{two}=1"), f"{one} was encoded with frozen.action "),
+        ((one,), f"{one} was encoded with frozen.action "),
+        ((f"{one}=0", two), "give positive numbers"),
+    )
+    for number, (given, message) in enumerate(cases):
+        datasets = [x for each in given for x in ("--data", str(each))]
+        assert main([*command, "--out", str(tmp_path / f"{number}"), *datasets]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+    verb = ["data", "encode", "--config", configs["small"], "--data", str(data), "--out", str(tmp_path / "x")]
+    assert main([*verb, "--mixture", str(other)]) == 2
+    assert f"does not have --data {data}" in capsys.readouterr().err
+
+
+def test_encodings_that_differ_are_told_apart_by_name(mixed, data, other):
+    parts = [Encoded(mixed[one]) for one in (data, other)]
+    for name, value, message in (
+        ("dtype", "bfloat16", "was encoded with dtype bfloat16, .* with float32: encode both alike"),
+        ("batch", parts[1].made_of["batch"] | {"state": ["float32", [5]]}, "with batch.state .*5.*, .*4.* both alike"),
+    ):
+        was, parts[1].made_of[name] = parts[1].made_of[name], value
+        with pytest.raises(_encoded.UserError, match=message):
+            _encoded._alike(*parts)
+        parts[1].made_of[name] = was
+    _encoded._alike(*parts)
+
+
 def test_prompts_are_kept_once_and_samples_hold_none(encoded, data):
     cache = Encoded(encoded["wan"])
     told = [json.loads(path.read_text()) for path in cache.folder.glob("texts-*.json")]
@@ -184,7 +269,7 @@ def test_prompts_are_kept_once_and_samples_hold_none(encoded, data):
 
 def test_what_depends_on_what_is_read_off_the_program(fed):
     (wan, _), (small, _) = fed["wan"], fed["small"]
-    shapes = _encoded.shapes(Encoded(fed["small"][1].cache.folder).made_of["batch"])
+    shapes = _encoded.shapes(Encoded(fed["small"][1].caches.parts[0][0].folder).made_of["batch"])
     making = Making.of(small.policy, small.frozen, shapes)
     assert making.sources["state"] == {"state"}
     assert making.sources["video"] == {"frames"}
@@ -192,7 +277,7 @@ def test_what_depends_on_what_is_read_off_the_program(fed):
     assert making.draws
     kept = making.kept("bfloat16")
     assert (kept["video"].kept, kept["state"].kept, kept["action_mask"].kept) == ("bfloat16", "float32", "bool")
-    shapes = _encoded.shapes(fed["wan"][1].cache.made_of["batch"])
+    shapes = _encoded.shapes(fed["wan"][1].caches.parts[0][0].made_of["batch"])
     making = Making.of(wan.policy, wan.frozen, shapes)
     assert not making.draws
     assert making.frozen
@@ -235,20 +320,23 @@ def test_another_configuration_is_one_line(overrides, message, configs, encoded,
 
 def test_another_training_of_the_same_samples_is_welcome(configs, encoded):
     changes = ("policy.network.layers=2", "policy.shift=3.0", "policy.recipe.steps=9", "train.seed=5")
-    assert Fed(configs["wan"], encoded["wan"], changes).cache is not None
+    assert Fed(configs["wan"], encoded["wan"], overrides=changes).caches is not None
+    said_otherwise = ("policy.recipe.frames=9", "data.frames=(5,)")
+    assert Fed(configs["wan"], encoded["wan"], overrides=said_otherwise).batches(1)[0]["video"].shape[1] == 2
 
 
 def test_other_data_and_other_frozen_parameters_are_one_line(configs, encoded, data, tmp_path):
     cache = Encoded(encoded["wan"])
+    alone = _encoded.Caches(((cache, 1.0),))
     for key, message in (("dataset", "encoded with dataset"), ("frozen", "encoded with frozen")):
         was, cache.made_of[key] = cache.made_of[key], "another"
         fine = Fed(configs["wan"], data)
         with pytest.raises(_encoded.UserError, match=message):
-            _encoded.feed(cache, fine.experiment, fine.store, fine.policy, fine.frozen)
+            _encoded.feed(alone, fine.experiment, fine.store, fine.policy, fine.frozen)
         cache.made_of[key] = was
     cache.leaves["image"] = cache.leaves["video"]
     with pytest.raises(_encoded.UserError, match="encoded with image float32"):
-        _encoded.feed(cache, fine.experiment, fine.store, fine.policy, fine.frozen)
+        _encoded.feed(alone, fine.experiment, fine.store, fine.policy, fine.frozen)
 
 
 def test_inspect_tells_what_is_there(encoded, capsys):
@@ -287,6 +375,28 @@ def test_a_whole_training_on_it_is_one_on_the_dataset(name, data, configs, encod
 def losses(run: Path) -> list[float]:
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return [value for record in records for name, value in sorted(record.items()) if "loss" in name]
+
+
+@pytest.mark.slow
+def test_a_training_on_a_mixture_of_encodings_goes_on_as_if_undisturbed(mixed, data, other, configs, tmp_path, capsys):
+    def train(run: str, *given: str) -> int:
+        return main(["train", "--config", configs["small"], "--out", str(tmp_path / run), *sets, *given])
+
+    sets = [x for one in ("train.steps=6", "train.watch.log_samples=True") for x in ("--set", one)]
+    caches = ["--data", f"{mixed[data]}=3", "--data", f"{mixed[other]}=1"]
+    assert train("frames", "--data", f"{data}=3", "--data", f"{other}=1") == 0
+    assert train("whole", *caches) == 0
+    np.testing.assert_allclose(losses(tmp_path / "whole"), losses(tmp_path / "frames"), rtol=2e-5)
+    assert lineage(tmp_path / "whole") == lineage(tmp_path / "frames")
+    shutil.copytree(tmp_path / "whole", tmp_path / "broken")
+    shutil.rmtree(tmp_path / "broken" / "checkpoints" / "6")
+    (tmp_path / "broken" / "summary.json").unlink()
+    assert train("broken", *caches[:3], f"{mixed[other]}=2") == 2
+    assert f"holds a run on other data ({mixed[data]}=3 {mixed[other]}=1" in capsys.readouterr().err
+    assert train("broken", *caches, "--set", "data.workers=1") == 0
+    one, two = (Checkpoints(tmp_path / run).params(6)[0] for run in ("whole", "broken"))
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+    assert lineage(tmp_path / "broken") == lineage(tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """A Wan through the command line, as a user types it: train on films, go on, imagine, export, begin again."""
 
+import argparse
 import json
 import shutil
 from pathlib import Path
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 
 import wamjax
-from wamjax.cli import _experiment
+from wamjax.cli import _experiment, plan
 from wamjax.cli.main import main
+from wamjax.compute.flops import of_passes
 from wamjax.data.episode import Episode
 from wamjax.data.films import FilmConfig, film_batches
+from wamjax.data.sampling import Interleave
 from wamjax.data.store import EpisodeStore, finish, write_shard
 from wamjax.data.video import encode
 from wamjax.errors import UserError
@@ -113,6 +116,72 @@ def test_going_on_is_as_if_nothing_had_happened(films, config, run, tmp_path):
     assert main(["train", "--config", config, "--data", str(films), "--out", str(broken)]) == 0
     one, other = (Checkpoints(path).params(300)[0] for path in (run, broken))
     jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+BUCKETS = ("policy.recipe.fps=20", "data.frames=5,9", "data.shares=2,1", "policy.network.layers=1")
+SHORT = ("train.steps=9", "train.checkpoint_every=4", "train.validate_every=9", "train.watch.log_samples=True")
+
+
+def test_steps_of_several_lengths_come_in_order_and_are_counted_as_what_they_are(films, config, tmp_path):
+    sets = [part for one in (*BUCKETS, *SHORT) for part in ("--set", one)]
+    command = ["train", "--config", config, "--data", str(films), *sets, "--out"]
+    assert main([*command, str(tmp_path / "run")]) == 0
+    order = [Interleave((2, 1))[step][0] for step in range(9)]
+    assert sorted(order) == [0] * 6 + [1] * 3
+    log = [json.loads(line) for line in (tmp_path / "run" / "samples" / "0.jsonl").read_text().splitlines()]
+    assert [set(line["datasets"]) for line in log] == [{length} for length in order]
+    policy = _experiment.trained(tmp_path / "run").policy
+    each = [8 * of_passes(policy.passes("train", frames)).total for frames in (5, 9)]
+    assert 1.5 < each[1] / each[0] < 2  # two and three latent frames
+    assert each[0] == 8 * of_passes(policy.passes("train")).total
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["flops"] == pytest.approx(6 * each[0] + 3 * each[1])
+    broken = tmp_path / "broken"
+    shutil.copytree(tmp_path / "run", broken)
+    shutil.rmtree(broken / "checkpoints" / "9")
+    (broken / "summary.json").unlink()
+    assert main([*command, str(broken)]) == 0
+    one, other = (Checkpoints(path).params(9)[0] for path in (tmp_path / "run", broken))
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+    again = json.loads((broken / "summary.json").read_text())
+    assert (again["flops"], again["final_loss"]) == (summary["flops"], summary["final_loss"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("data.frames=5,8",), "4 n + 1 frames, and 8 is no such number"),
+        (("data.frames=5,5",), "give each length once"),
+        (("data.frames=5,9", "data.shares=1,2,3"), "give each length a positive one, or none"),
+        (("data.shares=1,2",), "for data.frames=()"),
+        (("data.frames=5,33",), "has 65 steps, which 33 frames at 10 per second take"),
+        (("data.frame=5,33",), "did you mean 'data.frames'?"),
+    ],
+)
+def test_lengths_that_cannot_be_learnt_are_one_line(changes, message, films, config, tmp_path, capsys):
+    sets = [part for one in changes for part in ("--set", one)]
+    assert main(["train", "--config", config, "--data", str(films), "--out", str(tmp_path / "run"), *sets]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_only_films_have_several_lengths_and_only_those_of_one_are_encoded(films, config, tmp_path, capsys):
+    command = ["data", "encode", "--config", config, "--data", str(films), "--out", str(tmp_path / "x")]
+    assert main([*command, "--set", "data.frames=5,9"]) == 2
+    assert "cannot be encoded" in capsys.readouterr().err
+    other = _experiment.load(ROOT / "configs" / "metaworld_joint.py", ["data.frames=5,9"])
+    with pytest.raises(UserError, match="only films have several lengths"):
+        _experiment.longest(other)
+
+
+def test_what_a_run_needs_is_told_by_its_longest_films_and_what_it_costs_by_all(capsys):
+    large = str(ROOT / "configs" / "wan_14b_720p.py")
+    changes = ["data.frames=5,1", "data.shares=1,3"]
+    args = argparse.Namespace(config=large, overrides=changes, frame="720x1280")
+    assert plan._Build(args)().encoded["video"].shape[:2] == (64, 2)
+    assert main(["flops", large, "--frame", "720x1280", *(x for one in changes for x in ("--set", one))]) == 0
+    assert f"{(2 + 3 * 1) * 45 * 80 // 4:,} tokens a sample" in capsys.readouterr().out
 
 
 def test_imagining_shows_the_film_beside_the_recorded_one(films, run, tmp_path):

@@ -39,7 +39,7 @@ def encoded(data: Path, tmp_path_factory) -> Path:
 
 
 def reader(folder: Path, data: Path) -> EncodedReader:
-    return EncodedReader(Encoded(folder), "train", encode_job.job(str(data), "").readers["train"].starts)
+    return EncodedReader(Encoded(folder), "train", encode_job.job(str(data), "").readers["train"])
 
 
 def test_samples_are_what_the_networks_made(encoded: Path, data: Path) -> None:

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from types import SimpleNamespace
+from typing import Any
 
 import grain
 import numpy as np
@@ -27,6 +28,7 @@ class Numbers:
     def __init__(self, name: int, clips: int, length: int = 1):
         self.store = SimpleNamespace(folder=f"dataset {name}")
         self.name, self.size, self.length = name, clips, length
+        self.sizes: dict[str, Any] = {}
 
     @property
     def clips(self) -> int:

@@ -39,7 +39,7 @@ class Line:
         error = encoded["x"] @ params["kernel"] + draws - encoded["y"]
         return {"fit": (jnp.sum(error**2), jnp.float32(error.size))}
 
-    def passes(self, mode):
+    def passes(self, mode, frames=None):
         return []
 
 

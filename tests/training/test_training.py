@@ -128,6 +128,18 @@ def test_a_finished_run_is_left_alone(dataset, undisturbed, capsys):
     assert_identical(state_of(undisturbed), before)
 
 
+def test_a_run_of_an_earlier_version_has_the_defaults_of_what_came_since(dataset, undisturbed, tmp_path, capsys):
+    run = shutil.copytree(undisturbed, tmp_path / "earlier")
+    begun = json.loads((run / "config.json").read_text())
+    del begun["data"]["frames"], begun["train"]["seed"]
+    (run / "config.json").write_text(json.dumps(begun))
+    assert main(arguments(dataset, run, "train.steps=8")) == 0
+    assert "is finished" in capsys.readouterr().out
+    (run / "config.json").write_text(json.dumps(begun))
+    assert main(arguments(dataset, run, "train.steps=8", "train.seed=1")) == 2
+    assert "train.seed=0" in capsys.readouterr().err
+
+
 def test_another_configuration_is_refused_in_a_used_folder(dataset, undisturbed, capsys):
     assert main(arguments(dataset, undisturbed, "train.steps=8", "train.seed=1")) == 2
     assert "train.seed=0" in capsys.readouterr().err

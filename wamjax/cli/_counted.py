@@ -11,6 +11,7 @@ from typing import Any
 from wamjax.cli import _experiment
 from wamjax.cli._experiment import Experiment
 from wamjax.compute import systems
+from wamjax.compute.flops import Flops
 from wamjax.compute.own import Counts, counts, passes_of, stages_of
 from wamjax.compute.systems import System
 from wamjax.data.opened import open_dataset
@@ -90,7 +91,25 @@ def build(args: argparse.Namespace, experiment: Experiment) -> Subject:
     return Subject(policy, system.frozen(experiment, store, policy, statistics, make_mesh(experiment.mesh)), batch)
 
 
-def training_counts(found: Subject, lora: LoRAConfig | None) -> Counts:
+def training(args: argparse.Namespace, experiment: Experiment) -> tuple[Counts, float]:
+    """What training on a sample computes, and its tokens: means over all steps, where these have several lengths."""
+    lengths, shares = _experiment.system(experiment).lengths(experiment), experiment.data.shares
+    tokens, found = 0.0, Counts(0, Flops(), 0.0, 0.0, 0.0)
+    for one, share in zip(lengths, shares or [1.0] * len(lengths), strict=True):
+        subject, part = build(args, one), share / sum(shares or [len(lengths)])
+        each = _training_counts(subject, experiment.train.lora)
+        tokens += part * sum(one.plan.length for one in subject.policy.passes("train"))
+        found = Counts(
+            each.parameters,
+            found.model + each.model * part,
+            found.executed + each.executed * part,
+            found.frozen + each.frozen * part,
+            found.program + each.program * part,
+        )
+    return found, tokens
+
+
+def _training_counts(found: Subject, lora: LoRAConfig | None) -> Counts:
     """What training on a sample computes, of all parameters or of adapters."""
     import jax
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from wamjax import config as configuration
 from wamjax.cli._systems import SYSTEMS, Sketch, System
@@ -79,6 +80,12 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
 def system(experiment: Experiment) -> System:
     """How the experiment's policy meets a dataset."""
     return SYSTEMS[type(experiment.policy)]
+
+
+def longest(experiment: Experiment) -> Experiment:
+    """The experiment with samples of one length, the longest that its steps have; what fits is decided by these."""
+    lengths = system(experiment).lengths(experiment)
+    return lengths[int(np.argmax(experiment.data.frames))] if len(lengths) > 1 else lengths[0]
 
 
 def sketch(experiment: Experiment, frame: str) -> Sketch:

@@ -16,7 +16,7 @@ from wamjax.data.chunks import ChunkConfig, ChunkReader, chunk_batches
 from wamjax.data.films import FilmConfig, FilmReader, film_batches, first_film
 from wamjax.data.mixture import Dataset
 from wamjax.data.normalise import Statistics, dataset_statistics
-from wamjax.data.pipeline import ClipReader, batches, episode_clips
+from wamjax.data.pipeline import Bucket, ClipReader, batches, episode_clips
 from wamjax.data.samples import EpisodeReader
 from wamjax.data.selection import Selection
 from wamjax.data.store import EpisodeStore
@@ -83,6 +83,13 @@ class System(Protocol):
     @property
     def unencoded(self) -> tuple[str, ...]: ...
 
+    def lengths(self, experiment: Experiment) -> tuple[Experiment, ...]:
+        """The experiment with samples of each length that its steps have: `data.frames`, or the policy's own.
+
+        Raises:
+            UserError: lengths that the policy cannot learn.
+        """
+
     def shapes(self, experiment: Experiment, store: Dataset) -> SampleShapes:
         """Sizes of a sample of the dataset."""
 
@@ -93,7 +100,7 @@ class System(Protocol):
         """Its training batches, as the loop asks for them."""
 
     def reader(self, experiment: Experiment, store: EpisodeStore, policy: Any) -> EpisodeReader:
-        """The samples that the batches are made of, by their numbers."""
+        """The samples that the batches are made of, by their numbers, where they have one length."""
 
     def statistics(self, experiment: Experiment, store: Dataset, policy: Any) -> Statistics:
         """Of its state and action, by field: what they are normalised with, and what checkpoints carry."""
@@ -128,6 +135,10 @@ class SmallWAMSystem:
         *("paradigm", "width", "layers", "heads", "mlp", "predict_video", "predict_action", "video_loss"),
         *("sampling_steps", "imagination_steps", "remat", "offload"),
     )
+
+    def lengths(self, experiment: Experiment) -> tuple[Experiment, ...]:
+        """See `System`."""
+        return _one_length(experiment)
 
     def shapes(self, experiment: Experiment, store: Dataset) -> SampleShapes:
         """See `System`; read off a first batch, which also checks cameras and fields."""
@@ -215,6 +226,10 @@ class DreamZeroSystem:
 
     rules = DREAMZERO_PARTITIONS
     unencoded = ("network", "alpha", "coupled", "sampling", "compute", "prompts.negative")
+
+    def lengths(self, experiment: Experiment) -> tuple[Experiment, ...]:
+        """See `System`."""
+        return _one_length(experiment)
 
     def shapes(self, experiment: Experiment, store: Dataset) -> SampleShapes:
         """See `System`."""
@@ -306,14 +321,21 @@ class WanVideoSystem:
         *("recipe.solver", "recipe.guidance", "recipe.low_guidance", "recipe.boundary"),
     )
 
+    def lengths(self, experiment: Experiment) -> tuple[Experiment, ...]:
+        """See `System`."""
+        config, data = self._config(experiment), experiment.data
+        for frames in data.frames:
+            if frames % 4 != 1 or frames < 1:
+                raise UserError(f"data.frames={data.frames}: films have 4 n + 1 frames, and {frames} is no such number")
+        data = dataclasses.replace(data, frames=(), shares=())
+        policies = [config.long(frames) for frames in experiment.data.frames] or [config]
+        return tuple(dataclasses.replace(experiment, policy=each, data=data) for each in policies)
+
     def shapes(self, experiment: Experiment, store: Dataset) -> SampleShapes:
         """See `System`."""
-        camera = self._config(experiment).camera
-        if camera not in store.cameras:
-            raise UserError(
-                f"no camera '{camera}' in {store.folder}: choose among {', '.join(store.cameras) or 'none'}"
-            )
-        return WanVideo(self._config(experiment), *store.cameras[camera]).shapes
+        config, film, room = self._config(experiment), self._film(experiment), _room(experiment)
+        Bucket.of(store, lambda one, _: FilmReader(one, film, lambda text: np.zeros(1), *room))  # which checks it
+        return WanVideo(config, *store.cameras[config.camera]).shapes
 
     def policy(self, experiment: Experiment, shapes: SampleShapes) -> WanVideo:
         """See `System`."""
@@ -321,8 +343,9 @@ class WanVideoSystem:
 
     def loader(self, experiment: Experiment, store: Dataset, policy: WanVideo) -> Batches:
         """See `System`."""
-        options = _reading(experiment, policy)
-        return lambda step, rows: film_batches(store, self._film(experiment), start_step=step, rows=rows, **options)
+        films = [self._film(each) for each in self.lengths(experiment)]
+        options = _reading(experiment, policy) | {"shares": experiment.data.shares or None}
+        return lambda step, rows: film_batches(store, films, start_step=step, rows=rows, **options)
 
     def reader(self, experiment: Experiment, store: EpisodeStore, policy: WanVideo) -> EpisodeReader:
         """See `System`."""
@@ -477,6 +500,15 @@ def _reading(experiment: Experiment, policy: Policy) -> dict[str, Any]:
 def _room(experiment: Experiment) -> tuple[int, Selection]:
     """Memory for decoded episodes, and the steps at which samples begin."""
     return experiment.data.cache_mib << 20, experiment.data.selection
+
+
+def _one_length(experiment: Experiment) -> tuple[Experiment]:
+    if experiment.data.frames:
+        raise UserError(
+            f"data.frames={experiment.data.frames}: only films have several lengths, and '{experiment.name}' is not "
+            "trained on films: leave it ()"
+        )
+    return (experiment,)
 
 
 def _clip(experiment: Experiment) -> Any:

@@ -146,8 +146,7 @@ def _experiment(args: argparse.Namespace, experiment: Experiment, prices: Prices
     from wamjax.cli import _counted
     from wamjax.compute import costs, tables
 
-    subject = _counted.build(args, experiment)
-    found = _counted.training_counts(subject, experiment.train.lora)
+    found, tokens = _counted.training(args, experiment)
     batch, steps = args.batch or experiment.train.batch_size, args.steps or experiment.train.steps
     bill = costs.bill(found.model.total * batch * steps, prices.chip, prices.mfu, prices.price, prices.watts)
     unit, size = ("TF", 1e12) if found.model.total > 1e12 else ("GF", 1e9)
@@ -159,9 +158,8 @@ def _experiment(args: argparse.Namespace, experiment: Experiment, prices: Prices
         "executed on a TPU": found.executed,
         "executed without a kernel": found.program + found.frozen,
     }
-    tokens = sum(one.plan.length for one in subject.policy.passes("train"))
     lines = [
-        f"{experiment.name}: {found.parameters:,} parameters trained, {tokens:,} tokens a sample",
+        f"{experiment.name}: {found.parameters:,} parameters trained, {tokens:,.0f} tokens a sample",
         *tables.table(["of a sample", unit], [[name, tables.number(x / size, 4)] for name, x in rows.items()]),
         "",
         *_run_lines(args, bill, found.model.total * batch * steps, f"{steps:,} steps of {batch}"),

@@ -60,6 +60,9 @@ def run(args: argparse.Namespace) -> None:
     from wamjax.planning.variants import Variant, advise, search
 
     experiment, topology = _experiment.load(args.config, args.overrides), Topology.parse(args.topology, args.slices)
+    if len(frames := experiment.data.frames) > 1:
+        lengths = ", ".join(map(str, frames))
+        print(f"films of {lengths} frames: steps are planned as those of the longest; encoding in them comes on top")
     build, keys = _Build(args), _keys(experiment)
     subject = build()
     variant = Variant(topology, _mesh(args, topology, subject))
@@ -94,7 +97,7 @@ class _Build:
         from wamjax.training.cached import Cached
 
         experiment = _experiment.load(self.args.config, [*self.args.overrides, *changes])
-        sketch = _experiment.sketch(experiment, self.args.frame)
+        sketch = _experiment.sketch(_experiment.longest(experiment), self.args.frame)
         one = jax.eval_shape(sketch.encode, sketch.frozen, sketch.batch)
         rows = experiment.train.batch_size
         encoded = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), one)
@@ -107,7 +110,7 @@ def _encoding(args: argparse.Namespace, experiment: Experiment, topology: Topolo
     from wamjax.cli import _experiment
     from wamjax.planning.encoding import encoding
 
-    sketch = _experiment.sketch(experiment, args.frame)
+    sketch = _experiment.sketch(_experiment.longest(experiment), args.frame)
     samples = experiment.train.steps * experiment.train.batch_size
     return encoding(sketch.encode, sketch.frozen, sketch.batch, samples, topology)
 

@@ -8,7 +8,7 @@ How a run is watched (train.watch.*) may change as well, by how many workers and
 and how the optimizer's moments are kept.
 
 --data given several times, as --data A=0.7 --data B=0.3, mixes datasets: of any ten samples seven are of A. What
-`wamjax data encode` made of a dataset is trained on as the dataset itself, without encoding it again.
+`wamjax data encode` made of a dataset is trained on as the dataset itself, without encoding it again, and mixed so.
 
 The same command on every machine trains with all their devices; the folders must be shared by them. Process 0 prints
 and writes for all, and an error in one ends all of them.
@@ -20,18 +20,19 @@ lost machine, or no step for train.watch.hang_seconds.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from wamjax.data.latents import Encoded
-    from wamjax.data.mixture import Dataset
     from wamjax.data.selection import Selection
+    from wamjax.data.store import EpisodeStore
     from wamjax.training.clock import Clock
 
 HELP = "train a policy on a dataset (resumes by itself)"
@@ -93,29 +94,30 @@ def _train(args: argparse.Namespace, clock: Clock) -> bool:
     from wamjax import config as configuration
     from wamjax.cli import _encoded, _experiment
     from wamjax.data.files import write_json
-    from wamjax.data.mixture import of_split, open_stores
+    from wamjax.data.mixture import of_split, open_stores, parts
     from wamjax.sharding import processes
     from wamjax.sharding.mesh import make_mesh
     from wamjax.training.checkpoint import fingerprint
     from wamjax.training.loop import train
 
     experiment = _experiment.load(args.config, args.overrides)
-    cache, out = _encoded.cache(args.data), Path(args.out)
-    store = open_stores([str(cache.dataset)] if cache else args.data)
+    caches, out = _encoded.Caches.of(args.data), Path(args.out)
+    store = caches.store() if caches else open_stores(args.data)
     resolved = configuration.to_dict(experiment)
-    data = _described(cache or store, experiment.data.selection)
+    data = _described(caches.parts if caches else parts(store), experiment.data.selection)
     if _finished(out, resolved, data):
         processes.say(f"{out} is finished: {experiment.train.steps} steps; see {out / 'summary.json'}")
         return True
     system = _experiment.system(experiment)
-    policy = system.policy(experiment, system.shapes(experiment, store))
+    longest = _experiment.longest(experiment)
+    policy = system.policy(longest, system.shapes(longest, store))
     mesh = make_mesh(experiment.mesh)
     statistics = _once(out / "statistics.json", lambda: system.statistics(experiment, store, policy))
     frozen = system.frozen(experiment, store, policy, statistics, mesh)
     source = {"dataset": store.fingerprint, "data": data, "frozen": fingerprint(frozen)}
     processes.agree(frozen_parameters=source["frozen"])
     validation = of_split(store, "validation")
-    learner, loader = _encoded.feed(cache, experiment, store, policy, frozen)
+    learner, loader = _encoded.feed(caches, experiment, store, policy, frozen)
     alone = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, workers=0))
     summary = train(
         learner,
@@ -159,14 +161,13 @@ def _once(file: Path, compute: Callable[[], dict]) -> dict:
     return found
 
 
-def _described(store: Dataset | Encoded, selection: Selection) -> dict:
-    """The datasets of a run, and what else decides about its samples beside the configuration."""
-    from wamjax.data.latents import Encoded
-    from wamjax.data.mixture import parts
+def _described(given: Sequence[tuple[EpisodeStore | Encoded, float]], selection: Selection) -> dict:
+    """The datasets of a run and their weights, and what else decides about its samples beside the configuration."""
+    from wamjax.data.mixture import fingerprint
 
-    given = [(store, 1.0)] if isinstance(store, Encoded) else parts(store)
     each = [{"folder": str(one.folder), "fingerprint": one.fingerprint, "weight": w} for one, w in given]
-    return {"fingerprint": store.fingerprint, "selection": selection.digest, "datasets": each}
+    whole = fingerprint([one.fingerprint for one, _ in given], [w for _, w in given])
+    return {"fingerprint": whole, "selection": selection.digest, "datasets": each}
 
 
 def _finished(out: Path, resolved: dict, data: dict) -> bool:
@@ -174,7 +175,7 @@ def _finished(out: Path, resolved: dict, data: dict) -> bool:
     from wamjax.data.files import write_json
     from wamjax.sharding import processes
 
-    begun = json.loads((out / "config.json").read_text()) if (out / "config.json").exists() else None
+    begun = _today(json.loads((out / "config.json").read_text())) if (out / "config.json").exists() else None
     finished = begun is not None and (out / "summary.json").exists()
     content = [data["fingerprint"], data["selection"]]
     processes.agree(the_configuration=resolved, the_dataset=content, the_run_folder=(begun, finished))
@@ -187,6 +188,17 @@ def _finished(out: Path, resolved: dict, data: dict) -> bool:
         write_json(out / "config.json", resolved)
     processes.see(out / "config.json")
     return finished
+
+
+def _today(begun: dict) -> dict:
+    """A configuration with the defaults of what it lacks, as that of an earlier version may."""
+    from wamjax import config as configuration
+    from wamjax.cli._experiment import Experiment
+    from wamjax.errors import UserError
+
+    with contextlib.suppress(UserError):  # compared as it is
+        return configuration.to_dict(configuration.build(Experiment, begun))
+    return begun
 
 
 def _same(old: dict, new: dict, out: Path) -> None:

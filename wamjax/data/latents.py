@@ -26,7 +26,7 @@ import numpy as np
 from wamjax.data.episode import BadEpisode
 from wamjax.data.files import read_sealed, sha256
 from wamjax.data.records import PathLike, Records, describe
-from wamjax.data.samples import Batch, drawn
+from wamjax.data.samples import Batch, Reader, drawn
 from wamjax.data.selection import Runs
 from wamjax.errors import UserError
 
@@ -250,15 +250,15 @@ class EncodedReader:
 
     Args:
         cache, split: what is read.
-        starts: where the dataset's samples begin, in the order of their numbers.
+        encoded: the dataset's samples, of which are those in the cache.
 
     Raises:
         UserError: the cache is of other samples.
     """
 
-    def __init__(self, cache: Encoded, split: str, starts: Runs):
-        self.store, (_, self.starts) = cache, every(starts, cache.made_of["stride"])
-        self.sizes: dict[str, Any] = {}
+    def __init__(self, cache: Encoded, split: str, encoded: Reader):
+        self.store, (_, self.starts) = cache, every(encoded.starts, cache.made_of["stride"])
+        self.sizes: dict[str, Any] = encoded.sizes
         self._records, self._prompts = cache.records(split), cache.prompts()
         if len(self._records) != len(self.starts):
             raise UserError(

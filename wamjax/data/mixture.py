@@ -17,6 +17,7 @@ from wamjax.data.episode import JSON, Episode
 from wamjax.data.opened import open_dataset
 from wamjax.data.sampling import shares
 from wamjax.data.step_files import Steps
+from wamjax.data.storage import PathLike
 from wamjax.data.store import EpisodeStore
 from wamjax.errors import UserError
 
@@ -36,7 +37,7 @@ class Mixture:
     def __init__(self, stores: Sequence[EpisodeStore], weights: Sequence[float]):
         if len(stores) != len(weights):
             raise UserError(f"{len(stores)} datasets and {len(weights)} weights: give each dataset one")
-        first, ratios = stores[0], shares(weights)
+        first = stores[0]
         self.stores, self.weights = tuple(stores), tuple(weights)
         self.folder = ", ".join(str(store.folder) for store in stores)
         self.name = "+".join(store.name for store in stores)
@@ -45,8 +46,7 @@ class Mixture:
         self.fields = {k: v for k, v in first.fields.items() if all(k in store.fields for store in stores)}
         self.cameras = {k: v for k, v in first.cameras.items() if all(k in store.cameras for store in stores)}
         self.splits = tuple(dict.fromkeys(split for store in stores for split in store.splits))
-        lines = "".join(f"{ratio}:{store.fingerprint}\n" for ratio, store in zip(ratios, stores, strict=True))
-        self.fingerprint = hashlib.sha256(lines.encode()).hexdigest()
+        self.fingerprint = fingerprint([store.fingerprint for store in stores], weights)
         self._starts = np.cumsum([0] + [len(store) for store in stores])
 
     def __len__(self) -> int:
@@ -102,9 +102,19 @@ def open_stores(addresses: Sequence[str]) -> Dataset:
     Raises:
         UserError: a dataset that cannot be opened, or weights that are no ratios.
     """
-    named = [_weighted(address) for address in addresses]
-    stores = [open_dataset(folder) for folder, _ in named]
-    return stores[0] if len(stores) == 1 else Mixture(stores, [weight for _, weight in named])
+    return mixed([weighted(address) for address in addresses])
+
+
+def mixed(folders: Sequence[tuple[PathLike, float]]) -> Dataset:
+    """The training split of the dataset, or of several with their weights; errors as of `open_stores`."""
+    stores = [open_dataset(folder) for folder, _ in folders]
+    return stores[0] if len(stores) == 1 else Mixture(stores, [weight for _, weight in folders])
+
+
+def fingerprint(parts: Sequence[str], weights: Sequence[float]) -> str:
+    """Of what is mixed, from the fingerprints of its parts and their weights; that of the one part there is."""
+    lines = "".join(f"{ratio}:{part}\n" for ratio, part in zip(shares(weights), parts, strict=True))
+    return hashlib.sha256(lines.encode()).hexdigest() if len(parts) > 1 else parts[0]
 
 
 def of_split(store: Dataset, split: str) -> Dataset | None:
@@ -115,7 +125,8 @@ def of_split(store: Dataset, split: str) -> Dataset | None:
     return Mixture(*zip(*there, strict=True))
 
 
-def _weighted(address: str) -> tuple[str, float]:
+def weighted(address: str) -> tuple[str, float]:
+    """Folder and weight of FOLDER=WEIGHT, or of FOLDER (1)."""
     folder, equals, weight = address.rpartition("=")
     try:
         return (folder, float(weight)) if equals and not Path(address).exists() else (address, 1.0)

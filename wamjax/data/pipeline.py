@@ -33,6 +33,8 @@ from wamjax.errors import UserError
 SAMPLE, DATASET, REPLACED = "sample", "dataset", "replaced"
 """Names, in a batch that is asked for them, of what stays on the host; see `Options`."""
 ON_HOST = (SAMPLE, DATASET, REPLACED)
+FRAMES = "frames"
+"""Name, in a batch, of the frames, uint8 (b, v, t, h, w, 3)."""
 AUGMENTATION = "augmentation"
 """Name, in a batch that is asked for them, of random keys: uint32 (b, 2), for `augment.augment`."""
 
@@ -80,17 +82,27 @@ class DataConfig:
 
     Attributes:
         selection: steps at which samples begin.
+        frames: lengths of films, of which every step has one; (): the policy's. shares: of the steps that each length
+            has, in proportion; (): equal ones.
         workers: processes that read beside the training process; 0 for none. cache_mib: memory for decoded episodes
             in MiB, of all of them together. Neither changes a batch.
     """
 
     selection: Selection = EVERYTHING
+    frames: tuple[int, ...] = ()
+    shares: tuple[float, ...] = ()
     workers: int = 0
     cache_mib: int = CACHE_BYTES >> 20
 
     def __post_init__(self) -> None:
         if self.workers < 0 or self.cache_mib < 0:
             raise UserError(f"data.workers={self.workers}, data.cache_mib={self.cache_mib}: neither is below 0")
+        if len(set(self.frames)) < len(self.frames):
+            raise UserError(f"data.frames={self.frames}: give each length once")
+        if self.shares and (len(self.shares) != len(self.frames) or not all(share > 0 for share in self.shares)):
+            raise UserError(
+                f"data.shares={self.shares} for data.frames={self.frames}: give each length a positive one, or none"
+            )
 
 
 class Options(TypedDict, total=False):
@@ -120,11 +132,20 @@ class Bucket:
     Attributes:
         readers: of its datasets. weights: of every so many samples, so many are of each.
         share: of all steps, so many are of this bucket, in proportion to the others.
+
+    Raises:
+        UserError: datasets that differ in what a batch has, or one without samples.
     """
 
     readers: tuple[Reader, ...]
     weights: tuple[float, ...] = (1.0,)
     share: float = 1.0
+
+    def __post_init__(self) -> None:
+        for each in self.readers:
+            if not each.clips:
+                raise UserError(f"no step in {each.store.folder} is selected: choose another data.selection")
+        alike(self.readers)
 
     @classmethod
     def of(
@@ -134,17 +155,9 @@ class Bucket:
         cache_bytes: int = CACHE_BYTES,
         share: float = 1.0,
     ) -> "Bucket":
-        """Of a dataset or a mixture, given how a store is read with so much memory.
-
-        Raises:
-            UserError: datasets that differ in what a batch has, or one without samples.
-        """
+        """Of a dataset or a mixture, given how a store is read with so much memory."""
         stores = parts(store)
         readers = tuple(reader(one, cache_bytes // len(stores)) for one, _ in stores)
-        for each in readers:
-            if not each.clips:
-                raise UserError(f"no step in {each.store.folder} is selected: choose another data.selection")
-        alike(readers)
         return cls(readers, tuple(weight for _, weight in stores), share)
 
 

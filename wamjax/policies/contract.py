@@ -191,8 +191,12 @@ class Policy(Protocol):
     def reconstruct(self, frozen: Params, frames: UInt8[Array, "*b h w 3"]) -> UInt8[Array, "*b h w 3"]:
         """Frames after the frozen codec and back: the best that imagined frames can be."""
 
-    def passes(self, mode: str) -> list[Pass]:
-        """The network passes of one training step ("train", per sample) or one action chunk ("act")."""
+    def passes(self, mode: str, frames: int | None = None) -> list[Pass]:
+        """The network passes of one training step ("train", per sample) or one action chunk ("act").
+
+        Args:
+            frames: of the sample, for policies that are trained on several lengths; None: what they are made for.
+        """
 
 
 def require(condition: bool, message: str) -> None:

@@ -289,8 +289,9 @@ class SmallWAM:
         """Frames after the codec and back."""
         return self.config.codec.decode(frozen["codec"], self.config.codec.encode(frozen["codec"], frames))
 
-    def passes(self, mode: str) -> list[Pass]:
-        """Network passes of one training sample ("train") or one action chunk ("act")."""
+    def passes(self, mode: str, frames: int | None = None) -> list[Pass]:
+        """Network passes of one training sample ("train") or one action chunk ("act"), all of which are alike."""
+        del frames
         if mode == "train":
             plan = self.plan(self._names)
             return [Pass(self.network, plan, plan.length, trained=True)]

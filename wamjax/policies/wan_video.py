@@ -74,6 +74,10 @@ class WanVideoConfig:
     compute: Literal["float32", "bfloat16"] = "float32"
     kind: Literal["wan_video"] = "wan_video"
 
+    def long(self, frames: int) -> WanVideoConfig:
+        """The same for films of so many frames."""
+        return dataclasses.replace(self, recipe=dataclasses.replace(self.recipe, frames=frames))
+
 
 @struct.dataclass
 class Prompted:
@@ -292,11 +296,12 @@ class WanVideo:
         codec, params = self.config.frames, frozen["frames"]
         return _to_levels(codec.decode(params, codec.encode(params, self._pixels(frames))))[:, None]
 
-    def passes(self, mode: str) -> list[Pass]:
+    def passes(self, mode: str, frames: int | None = None) -> list[Pass]:
         """Network passes of one training film ("train") or of one that is sampled ("act"), with and without prompt."""
         require(mode in ("train", "act"), f"unknown mode '{mode}': use train or act")
         repeats = {"train": 1, "act": 2 * self.config.recipe.steps}[mode]
-        return [Pass(self.network, self.plan, self.plan.length, repeats, trained=mode == "train")]
+        plan = self.plan if frames is None else dataclasses.replace(self, config=self.config.long(frames)).plan
+        return [Pass(self.network, plan, plan.length, repeats, trained=mode == "train")]
 
     # ---- inside ----
 

@@ -36,6 +36,6 @@ class Around:
         """The policy's."""
         return self.policy.loss(params, frozen, encoded, draws)
 
-    def passes(self, mode: str) -> list[Pass]:
+    def passes(self, mode: str, frames: int | None = None) -> list[Pass]:
         """The policy's."""
-        return self.policy.passes(mode)
+        return self.policy.passes(mode, frames)

@@ -20,7 +20,7 @@ from typing import Any
 from wamjax.sharding import processes
 
 PHASES = ("start", "restore", "compile", "data", "host_to_device", "compute", "checkpoint", "validation", "other")
-"""start: what comes before the first step and is nothing else. compile: the first step. other: the loop's own cost."""
+"""start: what comes before the first step and is nothing else. compile: first steps. other: the loop's own cost."""
 
 LOST, DOWN = "lost", "down"
 """Seconds spent on steps that were done again; seconds not running, with what a killed run did after its last line."""

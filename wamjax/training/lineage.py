@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from wamjax.data.pipeline import DATASET, ON_HOST, SAMPLE
+from wamjax.data.pipeline import DATASET, FRAMES, ON_HOST, SAMPLE
 from wamjax.training.clock import Clock, Ledger
 from wamjax.training.guard import Guard, GuardConfig, Rewind, batch_of, without
 from wamjax.training.meter import Meter, Rates
@@ -55,6 +55,7 @@ class Lineage:
         self.first, self.saved = first, -1 if meta is None else first
         self._clock, self._good = clock, good
         self._every, self._steps = log_every, rates.steps
+        self._frames: dict[int, int | None] = {}  # of the samples of steps, by what they count up to
         self._guard = Guard(guard, known.get("guard", {}), first, bad)
         self._samples = SampleLog(run, first, rows, log_samples)
         self._quarantine = Quarantine(run, first, quarantine, rates.batch_size)
@@ -68,6 +69,7 @@ class Lineage:
         if step % self._every == 0:
             self._quarantine.ask(step)
         number, batch = next(self._batches)
+        self._frames[step + 1] = batch[FRAMES].shape[2] if FRAMES in batch else None
         self._samples.write(step, number, batch.get(SAMPLE), batch.get(DATASET))
         self._quarantine.take(step, number, batch)
         return on_device(batch)
@@ -83,7 +85,7 @@ class Lineage:
         with self._clock.spend("compute"):
             values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         self._guard.look(step - 1, values, bool(values.pop("bad", 0.0)), self._good)
-        record = self._meter.take(step, values)
+        record = self._meter.take(step, values, self._frames.pop(step))
         if record is not None:
             self._writer.write(step, record | self._guard.counts | self._quarantine.counts(step))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,7 @@ def train(
                     batch = lineage.next(step)
                 with clock.spend("host_to_device"):
                     spread = to_devices(batch, mesh)
-                with clock.spend("compute" if clock.spent["compile"] else "compile"):
+                with clock.spend(made.phase(batch)):
                     state, metrics = made.step(state, frozen, spread)
                 lineage.take(step, pending)
                 step, pending = step + 1, metrics
@@ -183,6 +183,7 @@ class _Made:
     Attributes:
         checkpoints, step, validate: of the run. abstract: shapes and places of its state.
         create: makes a fresh state. follow: (first step, record of its checkpoint, reason to go back) -> lineage.
+        compiled: shapes of batches that steps were compiled for.
     """
 
     checkpoints: Checkpoints
@@ -192,6 +193,14 @@ class _Made:
     create: Callable[[], TrainState]
     follow: Callable[[int, dict[str, Any] | None, Rewind | None], Lineage]
     clock: Clock
+    compiled: set[Any] = dataclasses.field(default_factory=set)
+
+    def phase(self, batch: Mapping[str, np.ndarray]) -> str:
+        """What a step's time counts as: the first one on batches of some shapes compiles the program for these."""
+        shapes = tuple(rows.shape for rows in batch.values())
+        new = shapes not in self.compiled
+        self.compiled.add(shapes)
+        return "compile" if new else "compute"
 
 
 def _make(

@@ -156,9 +156,9 @@ class Adapted(Around):
         """The policy's, of base and adapters together."""
         return self.policy.loss(_joined(params, frozen["base"], self.config), frozen["policy"], encoded, draws)
 
-    def passes(self, mode: str) -> list[Pass]:
+    def passes(self, mode: str, frames: int | None = None) -> list[Pass]:
         """The policy's, without gradients of the base; adapters are small, and not counted."""
-        return [dataclasses.replace(one, through=one.trained) for one in self.policy.passes(mode)]
+        return [dataclasses.replace(one, through=one.trained) for one in self.policy.passes(mode, frames)]
 
 
 def _joined(trainable: Params, base: Params, config: LoRAConfig) -> Params:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import deque
 from collections.abc import Mapping
 from typing import Any
@@ -27,12 +28,16 @@ class Rates:
     """
 
     def __init__(self, policy: Learner, batch_size: int, optimizer: OptimizerConfig, steps: int) -> None:
-        passes = policy.passes("train")
-        self.model = of_passes(passes).total * batch_size
-        self.executed = executed_flops(passes).executed * batch_size
+        self._policy = policy
+        self.operations = functools.cache(self._operations)
         self.peak = peak()
         self.batch_size, self.steps = batch_size, steps
         self.learning_rate = schedule(optimizer, steps)
+
+    def _operations(self, frames: int | None = None) -> np.ndarray:
+        """Of a step on samples of so many frames (None: what the policy is made for): (model, executed)."""
+        passes = self._policy.passes("train", frames)
+        return np.array([of_passes(passes).total, executed_flops(passes).executed]) * self.batch_size
 
 
 class Meter:
@@ -50,6 +55,9 @@ class Meter:
     ) -> None:
         self._rates, self._every, self._clock, self._ledger = rates, every, clock, ledger
         self._before = float(record.get("wall_seconds", 0.0))
+        done = record.get("operations")  # not in checkpoints of earlier versions, whose steps were all alike
+        self._done = rates.operations() * first if done is None else np.array(done)
+        self._counted = self._done
         self._losses: deque[float] = deque(record.get("losses", ()), maxlen=FINAL_STEPS)
         self._lap: dict[str, float] = {}
         self.note(first)
@@ -62,29 +70,36 @@ class Meter:
 
     def record(self) -> dict[str, Any]:
         """What a later start needs to go on counting."""
-        return {"wall_seconds": self.wall, "losses": list(self._losses)}
+        return {"wall_seconds": self.wall, "losses": list(self._losses), "operations": self._done.tolist()}
 
     def note(self, step: int) -> None:
         """Writes into the ledger that `step` steps are done."""
         lap = self._ledger.write(step, self._clock)
         self._lap = {phase: self._lap.get(phase, 0.0) + seconds for phase, seconds in lap.items()}
 
-    def take(self, step: int, values: Mapping[str, float]) -> dict[str, float] | None:
-        """Takes in the metrics that `step` steps ended with; what to record of them, where it is time to."""
+    def take(self, step: int, values: Mapping[str, float], frames: int | None = None) -> dict[str, float] | None:
+        """Takes in the metrics that `step` steps ended with; what to record of them, where it is time to.
+
+        Args:
+            frames: of the last step's samples.
+        """
         rates = self._rates
+        self._done = self._done + rates.operations(frames)
         self._losses.append(values["loss"])
         if step % self._every and step != rates.steps:
             return None
         self.note(step)
         steps, lap = step - self._recorded, self._lap
         self._recorded, self._lap = step, {}
-        per_second = steps / max(sum(lap.values()), 1e-9)
+        seconds = max(sum(lap.values()), 1e-9)
+        model, executed = (self._done - self._counted) / seconds / rates.peak.flops
+        self._counted = self._done
         return {
             **values,
             "learning_rate": float(rates.learning_rate(step - 1)),
-            "steps_per_second": per_second,
-            "mfu": per_second * rates.model / rates.peak.flops,
-            "hfu": per_second * rates.executed / rates.peak.flops,
+            "steps_per_second": steps / seconds,
+            "mfu": float(model),
+            "hfu": float(executed),
             "goodput": self._ledger.goodput,
             "seconds": self.wall,
             **per_step(lap, steps),
@@ -94,12 +109,13 @@ class Meter:
         """What the run spent and reached."""
         rates, steps = self._rates, self._rates.steps
         self.note(steps)
-        each = steps / self.wall / rates.peak.flops
+        model, executed = self._done.tolist()
+        could = self.wall * rates.peak.flops
         return {
             "steps": steps,
-            "flops": rates.model * steps,
-            "mfu": rates.model * each,
-            "hfu": rates.executed * each,
+            "flops": model,
+            "mfu": model / could,
+            "hfu": executed / could,
             "final_loss": float(np.mean(self._losses)) if self._losses else None,
             "parameters": parameter_count(state.params),
             "batch_size": rates.batch_size,

@@ -78,6 +78,14 @@ def read_fingerprint(frozen: Params, paths: frozenset[str]) -> str:
     return fingerprint({path: found[path] for path in sorted(paths)})
 
 
+def read_fingerprints(frozen: Params, paths: frozenset[str]) -> dict[str, str]:
+    """The same for each network or whatever else they are grouped into at the top."""
+    groups: dict[str, set[str]] = {}
+    for path in paths:
+        groups.setdefault(path.split("'")[1], set()).add(path)
+    return {name: read_fingerprint(frozen, frozenset(groups[name])) for name in sorted(groups)}
+
+
 def encoder(
     policy: Learner, frozen: Params, making: Making, batch: Shapes, rows: int, dtype: str, mesh: Mesh
 ) -> Encoder:

@@ -36,7 +36,7 @@ class Learner(Protocol):
     def loss(self, params: Params, frozen: Params, encoded: Encoded, draws: Draws) -> dict[str, tuple[Array, Array]]:
         """Loss terms as (weighted sum, weight)."""
 
-    def passes(self, mode: str) -> list[Pass]:
+    def passes(self, mode: str, frames: int | None = None) -> list[Pass]:
         """The network passes of one training step ("train", per sample)."""
 
 

@@ -8,6 +8,13 @@ shard; what they make of a prompt, once for all samples that have it. A job that
 is given again; finished shards are kept, and the result is the same, byte for byte. Started on several machines, as
 `wamjax train` is, each process encodes shards of its own on its own devices, into a folder that all share.
 
+Datasets that are to be mixed are encoded one by one. Where codecs are fitted to a dataset, or numbers normalised with
+its statistics, --mixture says with which others, as `wamjax train` will be told:
+
+    wamjax data encode --config CONFIG --data runs/a --mixture runs/a=3 --mixture runs/b=1 --out encoded/a
+    wamjax data encode --config CONFIG --data runs/b --mixture runs/a=3 --mixture runs/b=1 --out encoded/b
+    wamjax train --config CONFIG --data encoded/a=3 --data encoded/b=1 --out runs/mixed
+
 Augmentation is drawn anew in every step and cannot be encoded: it is left out. docs/data.md says more.
 """
 
@@ -31,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     add_config_arguments(parser)
     parser.add_argument("--data", required=True, metavar="DIR", help="dataset folder, of the native kind")
+    text = "all datasets of the mixture that this one is for (repeatable; default: it is trained on alone)"
+    parser.add_argument("--mixture", action="append", metavar="DIR[=WEIGHT]", help=text)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; what is in it already is kept")
     parser.add_argument("--weights", metavar="DIR", help="pretrained networks (default: the configuration's)")
     parser.add_argument(
@@ -65,8 +74,10 @@ def prepare(args: argparse.Namespace) -> tuple[Job, Encoder]:
 
     from wamjax.cli import _encoded, _experiment
     from wamjax.data.encode import Job, begin
+    from wamjax.data.mixture import open_stores, parts
     from wamjax.data.opened import open_dataset
     from wamjax.data.records import BEGUN
+    from wamjax.errors import UserError
     from wamjax.sharding import processes
     from wamjax.sharding.mesh import MeshConfig, make_mesh, place, shardings
     from wamjax.training import precomputed
@@ -74,10 +85,14 @@ def prepare(args: argparse.Namespace) -> tuple[Job, Encoder]:
     experiment = _experiment.load(args.config, args.overrides)
     if args.weights:
         experiment = dataclasses.replace(experiment, weights=args.weights)
+    sample, experiment = _encoded.sample(experiment), _experiment.longest(experiment)
     store, system = open_dataset(args.data), _experiment.system(experiment)
-    policy = system.policy(experiment, system.shapes(experiment, store))
+    whole = open_stores(args.mixture) if args.mixture else store
+    if store.fingerprint not in {one.fingerprint for one, _ in parts(whole)}:
+        raise UserError(f"--mixture {' '.join(args.mixture)} does not have --data {args.data}: give all that is mixed")
+    policy = system.policy(experiment, system.shapes(experiment, whole))
     mesh = make_mesh(MeshConfig(data=1, fsdp=-1), jax.local_devices())
-    frozen: Any = system.frozen(experiment, store, policy, system.statistics(experiment, store, policy), mesh)
+    frozen: Any = system.frozen(experiment, whole, policy, system.statistics(experiment, whole, policy), mesh)
     frozen = place(frozen, shardings(frozen, system.rules, mesh))
     readers = {
         split: system.reader(experiment, open_dataset(args.data, split), policy) for split in sorted(store.splits)
@@ -89,8 +104,8 @@ def prepare(args: argparse.Namespace) -> tuple[Job, Encoder]:
     rows = args.batch * len(jax.local_devices())
     made_of = {
         "dataset": store.fingerprint,
-        "frozen": precomputed.read_fingerprint(frozen, making.frozen),
-        "sample": _encoded.sample(experiment),
+        "frozen": precomputed.read_fingerprints(frozen, making.frozen),
+        "sample": sample,
         "batch": batch,
         "dtype": args.dtype,
         "stride": args.stride,

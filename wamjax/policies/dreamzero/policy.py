@@ -388,8 +388,9 @@ class DreamZero:
         codec = self.config.frames
         return _to_levels(codec.decode(frozen["frames"], codec.encode(frozen["frames"], clip))[:, None, 1:])
 
-    def passes(self, mode: str) -> list[Pass]:
-        """Network passes of one training sample ("train") or one action chunk of a full window ("act")."""
+    def passes(self, mode: str, frames: int | None = None) -> list[Pass]:
+        """Network passes of one training sample ("train"), all of one length, or one chunk of a full window ("act")."""
+        del frames
         n, frame = self.config.network, self._frame_tokens
         if mode == "train":
             plan = training_plan(frame, self.config.blocks, n)
