@@ -22,6 +22,7 @@ from wamjax.data.mixture import of_split, open_stores
 from wamjax.data.records import describe
 from wamjax.data.store import EpisodeStore, finish, write_shard
 from wamjax.data.video import encode
+from wamjax.errors import UserError
 from wamjax.policies.contract import Batch
 from wamjax.sharding.mesh import make_mesh
 from wamjax.training.checkpoint import Checkpoints
@@ -152,6 +153,19 @@ class Fed:
 def fed(data, configs, encoded) -> dict[str, tuple[Fed, Fed]]:
     """Both policies' trainings, on the dataset and on its encoding."""
     return {name: (Fed(configs[name], data), Fed(configs[name], encoded[name])) for name in CONFIGS}
+
+
+def test_a_dataset_of_another_format_is_encoded_where_it_lies(data, configs, tmp_path):
+    other, cache, moved = (str(tmp_path / name) for name in ("lerobot", "cache", "moved"))
+    assert main(["data", "convert", str(data), other, "--to", "lerobot"]) == 0
+    assert main(["data", "encode", "--config", configs["wan"], "--data", other, "--out", cache]) == 0
+    fed = Fed(configs["wan"], cache)
+    assert fed.store.folder == Path(other)
+    (batch,) = fed.batches(1)
+    np.testing.assert_array_equal(batch["sample"], Fed(configs["wan"], other).batches(1)[0]["sample"])
+    shutil.move(other, moved)
+    with pytest.raises(UserError, match=f"was made of {other}, which is not there"):
+        Fed(configs["wan"], cache)
 
 
 @pytest.mark.parametrize("name", ["small", pytest.param("wan", marks=pytest.mark.slow)])

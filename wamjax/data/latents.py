@@ -28,6 +28,7 @@ from wamjax.data.files import read_sealed, sha256
 from wamjax.data.records import PathLike, Records, describe
 from wamjax.data.samples import Batch, Reader, drawn
 from wamjax.data.selection import Runs
+from wamjax.data.storage import Place
 from wamjax.errors import UserError
 
 FORMAT = 1
@@ -154,17 +155,17 @@ class Encoded:
         self.splits = tuple(self._splits)
 
     @property
-    def dataset(self) -> Path:
+    def dataset(self) -> str:
         """Where the dataset lies that was encoded: where it was then, or beside the cache.
 
         Raises:
             UserError: at neither.
         """
-        for place in (Path(self._dataset), self.folder.parent / Path(self._dataset).name):
-            if (place / "dataset.json").exists():
-                return place
+        for place in (Place.of(self._dataset), Place.of(self.folder.parent) / Path(self._dataset).name):
+            if place.exists():
+                return str(place)
         raise UserError(
-            f"{self.folder} was made of {self._dataset}, whose statistics are needed and which is not there: "
+            f"{self.folder} was made of {self._dataset}, which is not there, and whose statistics are needed: "
             "put it back, or beside the encoding"
         )
 

@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from wamjax.cli.main import add_config_arguments, add_process_arguments
 
     add_config_arguments(parser)
-    parser.add_argument("--data", required=True, metavar="DIR", help="dataset folder, of the native kind")
+    parser.add_argument("--data", required=True, metavar="DIR", help="dataset folder")
     text = "all datasets of the mixture that this one is for (repeatable; default: it is trained on alone)"
     parser.add_argument("--mixture", action="append", metavar="DIR[=WEIGHT]", help=text)
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write; what is in it already is kept")
@@ -77,6 +77,7 @@ def prepare(args: argparse.Namespace) -> tuple[Job, Encoder]:
     from wamjax.data.mixture import open_stores, parts
     from wamjax.data.opened import open_dataset
     from wamjax.data.records import BEGUN
+    from wamjax.data.storage import Place
     from wamjax.errors import UserError
     from wamjax.sharding import processes
     from wamjax.sharding.mesh import MeshConfig, make_mesh, place, shardings
@@ -112,7 +113,7 @@ def prepare(args: argparse.Namespace) -> tuple[Job, Encoder]:
         "shard": args.shard,
         "rows": rows,
     }
-    job = Job(Path(args.out), readers, args.stride, args.shard, made_of, str(Path(args.data).absolute()))
+    job = Job(Path(args.out), readers, args.stride, args.shard, made_of, str(Place.of(args.data)))
     processes.agree(what_is_encoded=made_of)
     if processes.first():
         begin(job)
