@@ -11,7 +11,12 @@ def test_there_are_notebooks():
     assert NOTEBOOKS
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def notebook(path):
+    """A notebook as a case; the demo collects, trains and evaluates, which takes most of a minute."""
+    return pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem == "demo" else [])
+
+
+@pytest.mark.parametrize("path", map(notebook, NOTEBOOKS))
 def test_notebook_runs_and_is_stored_without_outputs(path, tmp_path, monkeypatch):
     import nbformat
     from nbclient import NotebookClient

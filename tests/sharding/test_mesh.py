@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 import wamjax
+from wamjax.cli.main import main
 from wamjax.errors import UserError
 from wamjax.networks.stream_transformer import PARTITIONS
 from wamjax.policies.contract import SampleShapes
@@ -57,34 +57,35 @@ def test_rows_of_a_process_and_batches_that_do_not_spread():
     np.testing.assert_array_equal(batch["x"], np.arange(6))
 
 
-TRAIN = """
-import json, sys
-from wamjax.cli.main import main
-data, out, mesh = sys.argv[1:4]
-code = main(["train", "--config", "configs/metaworld_joint.py", "--data", data, "--out", out,
-    "--set", "policy.width=32", "--set", "policy.mlp=64", "--set", "policy.layers=2", "--set", "policy.codec.patch=8",
-    "--set", "policy.codec.channels=16", "--set", "train.steps=6", "--set", "train.batch_size=16",
-    "--set", "train.log_every=1", "--set", "train.optimizer.learning_rate=1e-4",  # a higher one magnifies rounding
-    *[x for pair in json.loads(mesh).items() for x in ("--set", "mesh.%s=%s" % pair)]])
-sys.exit(code)
-"""
+def arguments(dataset: Path, out: Path, **mesh: int) -> list[str]:
+    """Of `wamjax train`."""
+    changes = [f"mesh.{axis}={size}" for axis, size in mesh.items()]
+    changes += [
+        "policy.width=32",
+        "policy.mlp=64",
+        "policy.layers=2",
+        "policy.codec.patch=8",
+        "policy.codec.channels=16",
+    ]
+    changes += ["train.steps=6", "train.batch_size=16", "train.log_every=1"]
+    changes += ["train.optimizer.learning_rate=1e-4"]  # a higher one magnifies rounding
+    config = str(ROOT / "configs/metaworld_joint.py")
+    options = ["--data", str(dataset), "--out", str(out), *(f"--set={change}" for change in changes)]
+    return ["train", "--config", config, *options]
 
 
-def losses(dataset: Path, out: Path, devices: int, mesh: dict[str, int]) -> np.ndarray:
-    """Training losses on simulated devices, in a process of its own."""
-    environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        "JAX_PLATFORMS": "cpu",
-    }
-    command = [sys.executable, "-c", TRAIN, str(dataset), str(out), json.dumps(mesh)]
-    subprocess.run(command, check=True, cwd=ROOT, env=environment, timeout=300, capture_output=True)
-    records = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+def losses(run: Path) -> np.ndarray:
+    """Of every step of training."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return np.array([[r["loss"], r["loss/action"], r["loss/video"]] for r in records if "loss" in r])
 
 
 def test_eight_devices_give_the_losses_of_one(dataset, tmp_path):
-    runs = {"one": (1, {}), "mixed": (8, {"data": 2, "fsdp": 2, "tensor": 2})}
-    with ThreadPoolExecutor() as pool:  # most of the time is compilation, on one core each
-        found = dict(zip(runs, pool.map(lambda name: losses(dataset, tmp_path / name, *runs[name]), runs), strict=True))
-    assert len(found["one"]) == 6
-    np.testing.assert_allclose(found["mixed"], found["one"], rtol=0, atol=1e-5)
+    one, eight = tmp_path / "one", tmp_path / "eight"
+    command = [sys.executable, "-m", "wamjax.cli.main", *arguments(dataset, eight, data=2, fsdp=2, tensor=2)]
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    with subprocess.Popen(command, cwd=ROOT, env=environment) as running:
+        assert main(arguments(dataset, one)) == 0
+        assert running.wait(timeout=300) == 0
+    assert len(losses(one)) == 6
+    np.testing.assert_allclose(losses(eight), losses(one), rtol=0, atol=1e-5)
