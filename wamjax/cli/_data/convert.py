@@ -50,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--link", action="store_true", help="leave all pictures where they are, and read them there")
     add_source_arguments(parser)
-    parser.add_argument("--map", action="append", default=[], metavar="HOOK", help="pass every episode through a function (repeatable)")
+    parser.add_argument(
+        "--map", action="append", default=[], metavar="HOOK", help="pass every episode through a function (repeatable)"
+    )
     parser.add_argument("--processes", type=int, default=1, metavar="N", help="of this machine, for the native store")
     parser.add_argument("--runner", metavar="RUNNER", help="of Apache Beam: DirectRunner, DataflowRunner, …")
     parser.add_argument("--beam", action="append", default=[], metavar="=FLAG", help="a flag for Beam (repeatable)")
