@@ -285,6 +285,20 @@ def test_unknown_optimizers_are_named():
         OptimizerConfig("lion")
 
 
+def test_events_are_on_the_disk_at_once_or_the_run_knows(tmp_path, monkeypatch):
+    """Of many records none is left to a thread that nobody would miss."""
+    writer = MetricWriter(tmp_path, steps=10, start_step=3)
+    writer.write(4, {"accuracy": 0.5})
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"accuracy" in events.read_bytes()
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with monkeypatch.context() as patch:
+        patch.setattr("tensorboardX.record_writer.RecordWriter.flush", lambda _: (_ for _ in ()).throw(full))
+        with pytest.raises(OSError, match="No space left"):
+            writer.write(5, {"accuracy": 0.5})
+    writer.close()
+
+
 def test_records_after_the_restored_step_are_dropped(tmp_path):
     lines = [json.dumps({"step": step}) for step in (1, 2, 3, 4)] + ['{"step": 5, "lo']
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
