@@ -122,6 +122,7 @@ PRETRAINED = (
 )
 
 
+@pytest.mark.slow
 def test_published_weights_are_trained_on_and_handed_back(dataset, tmp_path, monkeypatch):
     """From a published checkpoint through a step of training to a checkpoint of the same names."""
     monkeypatch.setattr("wamjax.policies.frozen.UMT5Text.tokenize", lambda self, text: np.arange(1, 9))

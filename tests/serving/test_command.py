@@ -76,6 +76,7 @@ def test_a_run_is_served_until_the_signal_with_its_video_and_one_report_per_requ
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of a process from /proc")
+@pytest.mark.slow
 def test_memory_is_flat_over_a_thousand_requests(run_folder, tmp_path):
     with command(tmp_path / "log", "--run", run_folder) as (process, port), Client(port) as client:
         requests = [infer(seed, str(seed % 20)) for seed in range(20)]  # more sessions than are kept

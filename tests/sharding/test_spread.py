@@ -115,15 +115,18 @@ def meshes() -> list[dict[str, int]]:
 
 
 EVERY = tuple((sizes, 1) for sizes in meshes())
-IN_PORTIONS = (
-    ({"data": 1, "fsdp": 2, "context": 2, "tensor": 2}, 2),
-    ({"data": 2, "ring": 2, "context": 2}, 4),
-)
+IN_PORTIONS = (({"data": 1, "fsdp": 2, "context": 2, "tensor": 2}, 2),)
+A_RING = (({"data": 2, "ring": 2, "context": 2}, 4),)
 """Sizes of a mesh, and in how many portions the batch is read."""
 
 
 @pytest.mark.parametrize(
-    "meshes", [IN_PORTIONS, pytest.param(EVERY, marks=pytest.mark.slow)], ids=["in portions", "every mesh"]
+    "meshes",
+    [
+        pytest.param(IN_PORTIONS, id="in portions"),
+        pytest.param(A_RING, id="a ring", marks=pytest.mark.slow),
+        pytest.param(EVERY, id="every mesh", marks=pytest.mark.slow),
+    ],
 )
 def test_loss_and_gradients_over_devices_equal_those_of_one(meshes):
     """DreamZero's, whose clean and noisy copies see each other by rule; with blocks and actions that samples lack."""

@@ -238,6 +238,7 @@ def undisturbed(dataset, tmp_path_factory) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_a_run_with_adapters_that_was_interrupted_goes_on_to_the_same_bits(dataset, undisturbed, tmp_path, monkeypatch):
     import wamjax.training.loop as loop
 
