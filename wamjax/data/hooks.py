@@ -10,15 +10,11 @@ import importlib
 import runpy
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wamjax.data.episode import BadEpisode, Episode
 from wamjax.errors import UserError
-
-if TYPE_CHECKING:
-    from wamjax.data.readers import Source
 
 Hook = Callable[[Episode], Episode | None]
 """What becomes of an episode; None leaves it out. Equal for equal episodes, for a shard may be written twice."""
@@ -48,30 +44,15 @@ def version(reference: str) -> str:
     return f"{reference} ({hashlib.sha256(Path(file).read_bytes()).hexdigest()[:12]})" if file else reference
 
 
-@dataclass(frozen=True)
-class Mapped:
-    """A source whose episodes pass through hooks, one after the other; those left out are `BadEpisode`s.
+def through(hooks: Sequence[tuple[str, Hook]], episode: Episode, index: int) -> Episode:
+    """What hooks, each beside its name, make of an episode one after the other.
 
-    Attributes:
-        source: of the episodes. hooks: by their names.
+    Raises:
+        BadEpisode: one leaves it out, or cannot read it. UserError: one fails.
     """
-
-    source: Source
-    hooks: Sequence[tuple[str, Hook]]
-
-    @property
-    def name(self) -> str:
-        """That of the source."""
-        return self.source.name
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Episode:
-        episode = self.source[index]
-        for name, hook in self.hooks:
-            episode = _applied(name, hook, episode, index)
-        return episode
+    for name, hook in hooks:
+        episode = _applied(name, hook, episode, index)
+    return episode
 
 
 def _applied(name: str, hook: Hook, episode: Episode, index: int) -> Episode:

@@ -17,7 +17,7 @@ from wamjax.data import embodiments
 from wamjax.data.convert import Run, in_turn, to_store
 from wamjax.data.episode import JSON, BadEpisode, Episode, Video, pack
 from wamjax.data.files import read_sealed, write_sealed
-from wamjax.data.readers import Options, Source, open_source
+from wamjax.data.readers import Mapped, Options, Source, open_source
 from wamjax.data.records import PathLike
 from wamjax.data.store import EpisodeStore
 from wamjax.data.video import unencoded
@@ -44,27 +44,9 @@ class Origin:
         return open_source(self.address, self.format, options)
 
 
-@dataclass(frozen=True)
-class Numbered:
-    """The episodes of a source with their numbers and without what their pictures are."""
-
-    source: Source
-
-    @property
-    def name(self) -> str:
-        """That of the source."""
-        return self.source.name
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> Episode:
-        return _without_pictures(self.source[index], index)
-
-
-def open_numbered(origin: Origin) -> Numbered:
-    """What `link` writes of a source; picklable as a function, for workers that open it for themselves."""
-    return Numbered(origin.open())
+def open_numbered(origin: Origin) -> Source:
+    """What `link` writes of a source: episodes with their numbers and without what their pictures are."""
+    return Mapped(origin.open(), _without_pictures)
 
 
 def link(origin: Origin, destination: PathLike, *, source: Source | None = None, run: Run = in_turn) -> int:

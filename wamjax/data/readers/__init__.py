@@ -11,6 +11,7 @@ DROID's.
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +20,7 @@ from typing import Any, Protocol
 
 from wamjax.data.embodiments import Embodiment
 from wamjax.data.episode import BadEpisode, Episode, Video
-from wamjax.data.hooks import Hook, Mapped
+from wamjax.data.hooks import Hook, through
 from wamjax.data.reshape import reshape
 from wamjax.data.storage import PathLike, Place
 from wamjax.data.video import encode
@@ -77,13 +78,11 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class Reshaped:
-    """A source whose videos are brought to one size (None: their own), or encoded anew (see `reshape`)."""
+class Mapped:
+    """A source each of whose episodes is changed, given its number, when it is read; errors as of both."""
 
     source: Source
-    size: tuple[int, int] | None
-    encode: Callable[..., Video]
-    always: bool = False
+    change: Callable[[Episode, int], Episode]
 
     @property
     def name(self) -> str:
@@ -94,9 +93,7 @@ class Reshaped:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Episode:
-        episode = self.source[index]
-        videos = {k: reshape(v, self.size, None, self.encode, self.always) for k, v in episode.videos.items()}
-        return replace(episode, videos=videos)
+        return self.change(self.source[index], index)
 
 
 @dataclass(frozen=True)
@@ -154,10 +151,10 @@ def open_source(address: Place | PathLike, format: str | None = None, options: O
     if not len(source):
         raise UserError(f"{place} has no episodes of the format {format}: give the folder of a whole dataset")
     if options.hooks:
-        source = Mapped(source, options.hooks)
-    if options.size is None and not options.again:
-        return source
-    return Reshaped(source, options.size, options.encode, options.again)
+        source = Mapped(source, functools.partial(through, options.hooks))
+    if options.size is not None or options.again:
+        source = Mapped(source, functools.partial(_reshaped, options))
+    return source
 
 
 def recognise(place: Place) -> str:
@@ -175,6 +172,13 @@ def recognise(place: Place) -> str:
 def titles() -> dict[str, str]:
     """Format -> what it is, in a few words."""
     return {name: _module(name).TITLE for name in FORMATS}
+
+
+def _reshaped(options: Options, episode: Episode, _: int) -> Episode:
+    """An episode whose videos are brought to one size, or encoded anew."""
+    size, encode, again = options.size, options.encode, options.again
+    videos = {name: reshape(video, size, None, encode, again) for name, video in episode.videos.items()}
+    return replace(episode, videos=videos)
 
 
 def _module(name: str) -> ModuleType:
